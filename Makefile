@@ -1,0 +1,50 @@
+# Each target does all of its own set-up on a bare Debian 12 with cargo: see scripts/.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# A user's own settings don't change what is built.
+export CARGO_TERM_PROGRESS_WHEN ?= auto
+PROFILE ?= dev
+OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+.PHONY: help demo test test-kernels fuzz bench lint bpf build clean-lab
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# Optimised, so that its figures mean something, but sooner built than a release.
+demo: PROFILE = quick
+demo: machine packages-lab packages-demo build ## Run the mesh with nginx, an API, PostgreSQL and Redis, and check each claim
+	@$(OUT)/seine-demo
+
+test: machine packages-lab packages-demo build ## Run all tests, also those with a lab (root)
+	@scripts/test.sh
+
+test-kernels: packages-build packages-kernels ## Load and try the eBPF programs on Debian's 6.1 and 6.12 kernels in qemu
+	@tests/kernels/run.sh
+
+fuzz: packages-build ## Run each fuzz target for some seconds
+	@tests/fuzz/run.sh 10
+
+bench: machine packages-lab ## Measure beside direct TCP, and beside the node proxy that SEINE_BENCH_PEER names
+	@$(MAKE) --no-print-directory build PROFILE=release
+	@target/release/seine-bench compare
+
+lint: packages-build ## Format, clippy, rustdoc and cargo-deny, warnings as errors
+	@scripts/lint.sh
+
+bpf: ## Build the eBPF object and compare it with the committed one
+	@bpf/build.sh --check
+
+build: packages-build ## Build every program
+	@echo "building (cargo, profile $(PROFILE)); from nothing this takes minutes"
+	@cargo build --locked --workspace --bins --profile $(PROFILE)
+
+clean-lab: ## Remove whatever labs left on this machine
+	@scripts/clean-lab.sh
+
+.PHONY: machine
+machine:
+	@scripts/check-machine.sh
+packages-%:
+	@scripts/packages.sh $*

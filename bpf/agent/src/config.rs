@@ -1,0 +1,49 @@
+//! What the agent is told when it starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use seine_objects::EnrolmentSettings;
+
+use crate::redirect::OlderConnections;
+
+/// Who makes the pods' listening sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Listeners {
+    /// The agent makes them and hands them to each ztunnel: connections wait while none runs.
+    #[default]
+    Agent,
+    /// The node proxy makes its own, as another mesh's does that knows nothing of a hand-over.
+    /// While it is away connections are refused, and plaintext towards the pods always is.
+    Ztunnel,
+}
+
+/// Settings of a running agent.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's name.
+    pub node: String,
+    /// The cgroup that holds the node's pods.
+    pub pods_cgroup: Option<PathBuf>,
+    /// The cgroup that the node proxy's processes are below.
+    pub ztunnel_cgroup: Option<PathBuf>,
+    /// The cgroup that the CNI plugin's processes are below; else they are just no pod's.
+    pub cni_cgroup: Option<PathBuf>,
+    /// Folder of the sockets and of `namespaces.json`.
+    pub run_dir: PathBuf,
+    /// Folder of what a restarted agent must know.
+    pub state_dir: PathBuf,
+    /// Where status, metrics and readiness are served: a loopback address.
+    pub admin_address: SocketAddr,
+    /// Who makes the pods' listening sockets.
+    pub listeners: Listeners,
+    /// What happens to connections that are older than the enrolment.
+    pub older_connections: OlderConnections,
+    /// How often the agent compares with what is really attached.
+    pub reconcile_every: Duration,
+    /// How long a pod's start waits for its object to appear.
+    pub pod_wait: Duration,
+    /// Who is opted in.
+    pub enrolment: EnrolmentSettings,
+}

@@ -1,0 +1,502 @@
+//! The keeper: one thread that owns all pods of the node and does everything to them, one at a time.
+//!
+//! It wakes on a request of the CNI plugin, on changed objects and on a timer; each time it compares
+//! the objects with the pods, and what is not as it should be is changed. What always holds: a pod
+//! that an answer called enrolled is enrolled; a pod whose object is gone stays as it is until its
+//! last process is gone; nothing is published before the pods of an earlier agent are taken over,
+//! so that a node proxy never hears of fewer pods than there are.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Instant;
+
+use seine_cni::api::Attachment;
+use seine_cni::api::Response;
+use seine_objects::ObjectSet;
+use seine_objects::pods;
+use seine_telemetry::Readiness;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::discover;
+use crate::metrics::Metrics;
+use crate::namespaces::NamespacesFile;
+use crate::netns::Netns;
+use crate::netns::NetnsError;
+use crate::plan;
+use crate::plan::Desired;
+use crate::plan::Plan;
+use crate::pod::Pod;
+use crate::pod::Tools;
+use crate::redirector::Redirector;
+use crate::registry::Record;
+use crate::registry::Registry;
+use crate::registry::is_uid;
+use crate::served::PodStatus;
+use crate::served::Served;
+use crate::served::State;
+
+/// Readiness condition: redirection catches a connection.
+pub(crate) const REDIRECTION: &str = "redirection";
+/// Readiness condition: the pods of an earlier agent are taken over and served.
+pub(crate) const PODS: &str = "pods";
+
+/// A request to the keeper.
+pub(crate) enum Command {
+    Add {
+        attachment: Attachment,
+        uid: String,
+        netns: OwnedFd,
+        reply: oneshot::Sender<Response>,
+    },
+    Check {
+        uid: String,
+        reply: oneshot::Sender<Response>,
+    },
+    Delete {
+        container_id: String,
+        reply: oneshot::Sender<Response>,
+    },
+    CollectGarbage {
+        valid_containers: Vec<String>,
+        reply: oneshot::Sender<Response>,
+    },
+    ObjectsChanged,
+    /// A node proxy connected: its cgroup is there, and the kernel must know it before the proxy
+    /// hears of any pod.
+    ProxyArrived {
+        reply: oneshot::Sender<()>,
+    },
+    Stop,
+}
+
+/// What the keeper is made of and what it publishes.
+pub(crate) struct Keeper {
+    pub(crate) config: Arc<Config>,
+    pub(crate) redirector: Arc<dyn Redirector>,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
+    pub(crate) readiness: Readiness,
+    pub(crate) objects: watch::Receiver<Arc<ObjectSet>>,
+    pub(crate) served: watch::Sender<Option<Arc<Served>>>,
+    pub(crate) status: watch::Sender<Arc<Vec<PodStatus>>>,
+    pub(crate) namespaces: NamespacesFile,
+    pub(crate) pods: BTreeMap<String, Pod>,
+    pub(crate) proxy_cgroups: Vec<(PathBuf, u64)>,
+    pub(crate) caught: bool,
+}
+
+impl Keeper {
+    /// Runs until [`Command::Stop`] or until nobody can send any more. Releases nothing then.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        self.follow_proxy_cgroup();
+        self.prove();
+        self.take_over();
+        self.reconcile_pods();
+        self.readiness.done(PODS);
+        let mut next_tick = Instant::now() + self.config.reconcile_every;
+        loop {
+            match commands.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    next_tick = Instant::now() + self.config.reconcile_every;
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        // Who asked may have gone away meanwhile; what was asked is done all the same.
+        match command {
+            Command::Add {
+                attachment,
+                uid,
+                netns,
+                reply,
+            } => {
+                let response = self.add(attachment, uid, netns);
+                self.publish();
+                let _ = reply.send(response);
+            }
+            Command::Check { uid, reply } => {
+                let _ = reply.send(self.check(&uid));
+            }
+            Command::Delete {
+                container_id,
+                reply,
+            } => {
+                self.delete(|record| record.container_id == container_id);
+                let _ = reply.send(Response::Done);
+            }
+            Command::CollectGarbage {
+                valid_containers,
+                reply,
+            } => {
+                let valid: BTreeSet<_> = valid_containers.into_iter().collect();
+                self.delete(|r| !r.container_id.is_empty() && !valid.contains(&r.container_id));
+                let _ = reply.send(Response::Done);
+            }
+            Command::ObjectsChanged => self.reconcile_pods(),
+            Command::ProxyArrived { reply } => {
+                self.follow_proxy_cgroup();
+                let _ = reply.send(());
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn tools(&self) -> Tools<'_> {
+        Tools {
+            redirector: self.redirector.as_ref(),
+            config: &self.config,
+            registry: &self.registry,
+            metrics: &self.metrics,
+        }
+    }
+
+    /// The pods that an earlier agent left.
+    fn take_over(&mut self) {
+        let records = self.registry.load().unwrap_or_else(|error| {
+            tracing::error!(%error, "the registry of pods can't be read: running pods are looked for");
+            Vec::new()
+        });
+        let enrolled: BTreeSet<_> = match self.redirector.enrolled() {
+            Ok(pods) => pods.iter().map(|pod| pod.cookie).collect(),
+            Err(error) => {
+                tracing::error!(%error, "which pods the kernel has enrolled");
+                BTreeSet::new()
+            }
+        };
+        for mut record in records {
+            let Some((path, netns)) = self.reopen(&record) else {
+                self.let_go(&record);
+                continue;
+            };
+            if record.plan.is_none() && enrolled.contains(&record.cookie) {
+                // The earlier agent ended before it could write that down; the objects decide.
+                record.plan = Some(Plan::default());
+            }
+            record.netns = path;
+            self.pods
+                .insert(record.uid.clone(), Pod::new(record, netns));
+        }
+        tracing::info!(pods = self.pods.len(), "took over the pods of the node");
+    }
+
+    /// Finds a pod's namespace again: by its path, or where that is not visible by its processes.
+    fn reopen(&self, record: &Record) -> Option<(PathBuf, Netns)> {
+        let by_path = Netns::open(&record.netns).map(|netns| (record.netns.clone(), netns));
+        let found = by_path.or_else(|error| {
+            let cgroup = self.config.pods_cgroup.as_deref().ok_or(error)?;
+            let path = discover::running(cgroup, std::slice::from_ref(&record.uid))
+                .remove(&record.uid)
+                .ok_or(NetnsError::Gone)?;
+            Netns::open(&path).map(|netns| (path, netns))
+        });
+        match found {
+            Ok((path, netns)) if netns.cookie() == record.cookie => Some((path, netns)),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::info!(pod = %record.name, namespace = %record.namespace, %error, "is gone");
+                None
+            }
+        }
+    }
+
+    /// A pod whose namespace went away while no agent ran.
+    fn let_go(&self, record: &Record) {
+        // By its cookie, which no other pod has had or will have before the node restarts.
+        if let Err(error) = self.redirector.release(record.cookie) {
+            tracing::warn!(pod = %record.name, %error, "release of a pod that is gone");
+        }
+        if let Err(error) = self.registry.remove(&record.uid) {
+            tracing::warn!(pod = %record.name, %error, "remove a pod's record");
+        }
+    }
+
+    fn add(&mut self, attachment: Attachment, uid: String, netns: OwnedFd) -> Response {
+        let failed = |reason: String| Response::Failed { reason };
+        if !is_uid(&uid) {
+            return failed(format!("{uid:?} is no pod's UID"));
+        }
+        let netns = match Netns::new(netns) {
+            Ok(netns) => netns,
+            Err(error) => return failed(error.to_string()),
+        };
+        let known = match self.pods.remove(&uid) {
+            // A new sandbox of the same pod.
+            Some(pod) if pod.record.cookie != netns.cookie() => {
+                pod.forget(self.tools());
+                None
+            }
+            known => known,
+        };
+        let record = Record {
+            uid: uid.clone(),
+            namespace: attachment.namespace,
+            name: attachment.name,
+            container_id: attachment.container_id,
+            netns: attachment.netns,
+            cookie: netns.cookie(),
+            ips: attachment.ips,
+            host_interfaces: attachment.host_interfaces,
+            plan: known.as_ref().and_then(|pod| pod.record.plan.clone()),
+            boot: self.registry.boot().to_owned(),
+        };
+        if let Err(error) = self.registry.save(&record) {
+            if let Some(pod) = known {
+                self.pods.insert(uid, pod);
+            }
+            return failed(format!(
+                "keep the pod's record in the state folder: {error}"
+            ));
+        }
+        let pod = match known {
+            Some(pod) => pod.with_record(record),
+            None => Pod::new(record, netns),
+        };
+        self.pods.insert(uid.clone(), pod);
+        self.reconcile(&uid);
+        self.answer(&uid)
+    }
+
+    fn answer(&self, uid: &str) -> Response {
+        match self.pods.get(uid) {
+            Some(pod) => match pod.state() {
+                State::Enrolled => Response::Enrolled,
+                State::NotEnrolled => Response::NotEnrolled {
+                    reason: pod.reason().to_owned(),
+                },
+                State::Failing => Response::Failed {
+                    reason: pod.reason().to_owned(),
+                },
+            },
+            None => Response::Failed {
+                reason: "the agent does not know the pod".to_owned(),
+            },
+        }
+    }
+
+    fn check(&self, uid: &str) -> Response {
+        let Some(pod) = self.pods.get(uid).filter(|pod| pod.is_enrolled()) else {
+            return self.answer(uid);
+        };
+        match self.redirector.enrolled() {
+            Ok(pods)
+                if pods
+                    .iter()
+                    .any(|p| p.cookie == pod.record.cookie && p.steered) =>
+            {
+                Response::Enrolled
+            }
+            Ok(_) => Response::Failed {
+                reason: "its redirection is not attached; the agent attaches it again".to_owned(),
+            },
+            Err(error) => Response::Failed {
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    fn delete(&mut self, which: impl Fn(&Record) -> bool) {
+        for pod in self.pods.values_mut().filter(|pod| which(&pod.record)) {
+            pod.deleted = true;
+            if pod.has_processes() {
+                tracing::info!(pod = %pod.record.name, "stays enrolled until its last process is gone");
+            }
+        }
+        self.forget_gone();
+        self.publish();
+    }
+
+    fn forget_gone(&mut self) {
+        let gone: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.is_gone())
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            if let Some(pod) = self.pods.remove(&uid) {
+                pod.forget(self.tools());
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.follow_proxy_cgroup();
+        match self.redirector.reconcile() {
+            Ok(repairs) => {
+                for line in &repairs.repaired {
+                    tracing::warn!("repaired: {line}");
+                }
+                self.metrics.repairs.inc_by(repairs.repaired.len() as u64);
+                if !repairs.repaired.is_empty() {
+                    self.caught = false;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "compare with what is attached");
+                self.readiness.pending(REDIRECTION, error.to_string());
+                self.caught = false;
+            }
+        }
+        self.prove();
+        self.forget_gone();
+        let now = Instant::now();
+        for pod in self.pods.values_mut() {
+            pod.tidy(now);
+        }
+        self.reconcile_pods();
+    }
+
+    /// Readiness waits for a connection that was really caught.
+    fn prove(&mut self) {
+        if self.caught {
+            return;
+        }
+        match self.redirector.canary() {
+            Ok(()) => {
+                self.caught = true;
+                self.readiness.done(REDIRECTION);
+            }
+            Err(error) => {
+                tracing::error!(%error, "redirection does not work");
+                self.readiness.pending(REDIRECTION, error.to_string());
+            }
+        }
+    }
+
+    /// Tells the kernel of the node proxy's cgroup when it appears, and again when it was made anew.
+    fn follow_proxy_cgroup(&mut self) {
+        use std::os::unix::fs::MetadataExt;
+        let found: Vec<_> = self
+            .config
+            .ztunnel_cgroup
+            .iter()
+            .filter_map(|path| Some((path.clone(), std::fs::metadata(path).ok()?.ino())))
+            .collect();
+        if found.is_empty() || found == self.proxy_cgroups {
+            return;
+        }
+        let paths: Vec<_> = found.iter().map(|(path, _)| path.clone()).collect();
+        match self.redirector.set_proxy_cgroups(&paths) {
+            Ok(()) => self.proxy_cgroups = found,
+            Err(error) => tracing::error!(%error, "the node proxy's cgroup"),
+        }
+    }
+
+    fn reconcile_pods(&mut self) {
+        let objects = self.objects.borrow_and_update().clone();
+        self.namespaces.update(&objects, &self.config.enrolment);
+        self.discover(&objects);
+        let uids: Vec<_> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            self.reconcile(&uid);
+        }
+        self.publish();
+    }
+
+    /// Brings one pod to what the objects say.
+    fn reconcile(&mut self, uid: &str) {
+        let Some(mut pod) = self.pods.remove(uid) else {
+            return;
+        };
+        let objects = self.objects.borrow().clone();
+        let (namespace, name) = (&pod.record.namespace, &pod.record.name);
+        let (desired, warnings) =
+            plan::desired(&objects, namespace, name, uid, &self.config.enrolment);
+        // The pod keeps the error as its reason, and the next tick tries again.
+        let _ = match (desired, pod.record.plan.clone()) {
+            (Desired::Enrolled(plan), _) => pod.enrol(&plan, warnings, self.tools()),
+            // While it is terminating, nobody can take it out of the mesh by a label either.
+            (_, Some(plan)) if pod.deleted => pod.enrol(&plan, warnings, self.tools()),
+            (Desired::Unknown, Some(plan)) => pod.enrol(&plan, warnings, self.tools()),
+            (Desired::NotEnrolled(reason), _) => pod.release(&reason, self.tools()),
+            (Desired::Unknown, None) => {
+                pod.release("the pod is not among the objects", self.tools())
+            }
+        };
+        self.pods.insert(uid.to_owned(), pod);
+    }
+
+    /// Registers opted-in pods that run on this node though the CNI plugin never told of them.
+    fn discover(&mut self, objects: &ObjectSet) {
+        let Some(cgroup) = &self.config.pods_cgroup else {
+            return;
+        };
+        let mut wanted = BTreeMap::new();
+        for pod in objects.pods.values() {
+            let (Some(uid), Some(name)) = (&pod.metadata.uid, &pod.metadata.name) else {
+                continue;
+            };
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+            if pods::node(pod) != Some(self.config.node.as_str())
+                || pods::is_finished(pod)
+                || self.pods.contains_key(uid)
+                || !is_uid(uid)
+            {
+                continue;
+            }
+            let desired = plan::desired(objects, namespace, name, uid, &self.config.enrolment).0;
+            if matches!(desired, Desired::Enrolled(_)) {
+                wanted.insert(
+                    uid.clone(),
+                    (namespace.to_owned(), name.clone(), pods::addresses(pod)),
+                );
+            }
+        }
+        let uids: Vec<_> = wanted.keys().cloned().collect();
+        for (uid, path) in discover::running(cgroup, &uids) {
+            let Some((namespace, name, ips)) = wanted.remove(&uid) else {
+                continue;
+            };
+            match Netns::open(&path) {
+                Ok(netns) => {
+                    tracing::info!(pod = %name, %namespace, %uid, "found a running pod");
+                    let record = Record {
+                        uid: uid.clone(),
+                        namespace,
+                        name,
+                        container_id: String::new(),
+                        netns: path,
+                        cookie: netns.cookie(),
+                        ips,
+                        host_interfaces: Vec::new(),
+                        plan: None,
+                        boot: self.registry.boot().to_owned(),
+                    };
+                    if let Err(error) = self.registry.save(&record) {
+                        tracing::error!(pod = %record.name, %error, "keep the pod's record");
+                        continue;
+                    }
+                    self.pods.insert(uid, Pod::new(record, netns));
+                }
+                Err(error) => tracing::warn!(pod = %name, %namespace, %error, "a running pod"),
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let served: Served = self
+            .pods
+            .iter()
+            .filter_map(|(uid, pod)| Some((uid.clone(), Arc::new(pod.served()?))))
+            .collect();
+        self.served.send_replace(Some(Arc::new(served)));
+        let status: Vec<_> = self.pods.values().map(Pod::status).collect();
+        for state in [State::Enrolled, State::NotEnrolled, State::Failing] {
+            let count = status.iter().filter(|pod| pod.state == state).count();
+            Metrics::set(&self.metrics.pods, state.name(), count as u64);
+        }
+        self.status.send_replace(Arc::new(status));
+    }
+}

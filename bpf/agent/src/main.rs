@@ -1,0 +1,273 @@
+//! The node agent's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use clap::ValueEnum;
+use seine_agent::Agent;
+use seine_agent::Config;
+use seine_agent::Listeners;
+use seine_agent::StateLock;
+use seine_agent::check;
+use seine_agent::redirect::OlderConnections;
+use seine_agent::redirect::Redirect;
+use seine_agent::redirect::RedirectConfig;
+use seine_objects::DirectoryOptions;
+use seine_objects::DirectorySource;
+use seine_objects::EnrolmentSettings;
+use seine_telemetry::LogFormat;
+use seine_telemetry::Settings;
+use seine_telemetry::Telemetry;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+/// Redirects the connections of the node's opted-in pods to the node proxy.
+#[derive(Parser)]
+#[command(name = "seine-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log level, or tracing directives.
+    #[arg(long, env = "SEINE_LOG_LEVEL", default_value = "info", global = true)]
+    log_level: String,
+    /// Log lines as text or json.
+    #[arg(long, env = "SEINE_LOG_FORMAT", default_value = "text", global = true)]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run on this node.
+    Run(Box<Run>),
+    /// Say what this node lacks.
+    Check(Check),
+    /// Release every pod and remove everything from this node. Pods talk in plaintext afterwards.
+    Uninstall(Uninstall),
+}
+
+#[derive(Args)]
+struct Places {
+    /// The cgroup that holds the node's pods.
+    #[arg(
+        long,
+        env = "SEINE_PODS_CGROUP",
+        default_value = "/sys/fs/cgroup/kubepods.slice"
+    )]
+    pods_cgroup: PathBuf,
+    /// The kubelet's own cgroup; without it no probe is recognised.
+    #[arg(long, env = "SEINE_KUBELET_CGROUP")]
+    kubelet_cgroup: Option<PathBuf>,
+    /// Folder for pinned programs and maps, on a bpffs.
+    #[arg(long, env = "SEINE_BPFFS", default_value = "/sys/fs/bpf/seine")]
+    bpffs: PathBuf,
+}
+
+#[derive(Args)]
+struct Run {
+    /// This node's name.
+    #[arg(long, env = "SEINE_NODE")]
+    node: String,
+    /// The folder of Kubernetes objects.
+    #[arg(long, env = "SEINE_DIRECTORY")]
+    directory: PathBuf,
+    #[command(flatten)]
+    places: Places,
+    /// The cgroup that the node proxy's processes are below.
+    #[arg(long, env = "SEINE_ZTUNNEL_CGROUP")]
+    ztunnel_cgroup: Option<PathBuf>,
+    /// The cgroup that the CNI plugin's processes are below; without it any but the pods'.
+    #[arg(long, env = "SEINE_CNI_CGROUP")]
+    cni_cgroup: Option<PathBuf>,
+    /// Folder of the local sockets.
+    #[arg(long, env = "SEINE_RUN_DIR", default_value = "/run/seine")]
+    run_dir: PathBuf,
+    /// Folder of what a restarted agent must know.
+    #[arg(long, env = "SEINE_STATE_DIR", default_value = "/var/lib/seine/agent")]
+    state_dir: PathBuf,
+    /// Status, metrics, readiness.
+    #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value = "127.0.0.1:15010")]
+    admin_address: SocketAddr,
+    /// Who makes the pods' listening sockets: the agent, or a node proxy that can't take them over.
+    #[arg(long, env = "SEINE_LISTENERS", default_value = "agent")]
+    listeners: ListenersBy,
+    /// TCP connections that a pod has when it is enrolled.
+    #[arg(long, env = "SEINE_OLDER_CONNECTIONS", default_value = "leave")]
+    older_connections: Older,
+    /// Seconds between two comparisons with what is really attached.
+    #[arg(long, env = "SEINE_RECONCILE_SECONDS", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
+    reconcile_seconds: u64,
+    /// Seconds that a pod's start waits for its object to appear.
+    #[arg(long, env = "SEINE_POD_WAIT_SECONDS", default_value = "5")]
+    pod_wait_seconds: u64,
+    /// Take `istio.io/dataplane-mode=ambient` for an opt-in too.
+    #[arg(long, env = "SEINE_ISTIO_ALIAS")]
+    istio_alias: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ListenersBy {
+    /// The agent: connections wait while no ztunnel runs.
+    Agent,
+    /// The node proxy: connections are refused while it is away, and plaintext to the pods always.
+    Ztunnel,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Older {
+    /// Reset them, so that the application connects again through the mesh.
+    Reset,
+    /// Leave them as they are, in plaintext, until they end.
+    Leave,
+}
+
+#[derive(Args)]
+struct Check {
+    #[command(flatten)]
+    places: Places,
+    /// How to print the result.
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    /// A table.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Args)]
+struct Uninstall {
+    #[command(flatten)]
+    places: Places,
+    /// Folder of what a restarted agent must know.
+    #[arg(long, env = "SEINE_STATE_DIR", default_value = "/var/lib/seine/agent")]
+    state_dir: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("seine-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Check(args) => report(args),
+        Command::Uninstall(args) => {
+            let _telemetry = telemetry(&cli.log_level, cli.log_format, String::new())?;
+            seine_agent::uninstall(redirect(args.places, None), &args.state_dir)?;
+            println!("Removed. The pods of this node talk in plaintext now.");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Run(args) => {
+            let telemetry = telemetry(&cli.log_level, cli.log_format, args.node.clone())?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .context("start the runtime")?;
+            let result = runtime.block_on(run(*args));
+            telemetry.stop();
+            result.map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn report(args: Check) -> anyhow::Result<ExitCode> {
+    let report = check::check(&check::Places {
+        pods_cgroup: args.places.pods_cgroup,
+        kubelet_cgroup: args.places.kubelet_cgroup,
+        bpffs: args.places.bpffs,
+    });
+    match args.output {
+        Output::Text => print!("{report}"),
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    }
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn telemetry(level: &str, format: LogFormat, instance: String) -> anyhow::Result<Telemetry> {
+    let settings = Settings {
+        service: "seine-agent",
+        instance,
+        format,
+        level: level.to_owned(),
+        otlp_endpoint: None,
+    };
+    Ok(Telemetry::start(&settings)?)
+}
+
+fn redirect(places: Places, ztunnel_cgroup: Option<&PathBuf>) -> RedirectConfig {
+    RedirectConfig {
+        bpffs: places.bpffs,
+        pods_cgroup: places.pods_cgroup,
+        // One that does not exist yet is told later, when it does.
+        ztunnel_cgroups: ztunnel_cgroup
+            .filter(|path| path.exists())
+            .cloned()
+            .into_iter()
+            .collect(),
+        kubelet_cgroup: places.kubelet_cgroup,
+    }
+}
+
+async fn run(args: Run) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let source = DirectorySource::open(&args.directory, DirectoryOptions::default())?;
+    let config = Config {
+        node: args.node,
+        pods_cgroup: Some(args.places.pods_cgroup.clone()),
+        ztunnel_cgroup: args.ztunnel_cgroup.clone(),
+        cni_cgroup: args.cni_cgroup,
+        run_dir: args.run_dir,
+        state_dir: args.state_dir,
+        admin_address: args.admin_address,
+        listeners: match args.listeners {
+            ListenersBy::Agent => Listeners::Agent,
+            ListenersBy::Ztunnel => Listeners::Ztunnel,
+        },
+        older_connections: match args.older_connections {
+            Older::Reset => OlderConnections::Reset,
+            Older::Leave => OlderConnections::Leave,
+        },
+        reconcile_every: Duration::from_secs(args.reconcile_seconds),
+        pod_wait: Duration::from_secs(args.pod_wait_seconds),
+        enrolment: EnrolmentSettings {
+            istio_alias: args.istio_alias,
+            ..EnrolmentSettings::default()
+        },
+    };
+    let lock = StateLock::take(&config.state_dir).await?;
+    let redirect_config = redirect(args.places, args.ztunnel_cgroup.as_ref());
+    let redirect = tokio::task::spawn_blocking(|| Redirect::load(redirect_config))
+        .await
+        .context("load the programs")?
+        .context("load the programs")?;
+    let agent = Agent::start(lock, config, Arc::new(redirect), source.subscribe()).await?;
+    tracing::info!(admin = %agent.admin_address(), "running");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; the pods stay enrolled");
+    agent.stop().await;
+    Ok(())
+}

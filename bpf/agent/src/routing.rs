@@ -1,0 +1,306 @@
+//! The way back from an application that ztunnel dialled with the client's own address.
+//!
+//! ztunnel marks those sockets; with `tcp_fwmark_accept` the application's end takes the mark over,
+//! and one rule sends marked packets to a table in which every address is local. So the answer
+//! stays in the pod, though it is addressed to a client elsewhere. Both families use the sysctl
+//! `net.ipv4.tcp_fwmark_accept`. A port on which nobody listens has no socket to take the mark over:
+//! `fwmark_reflect` puts it on the reset, so that ztunnel hears of the refusal at once. Runs in the
+//! pod's network namespace.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use futures::TryStreamExt;
+use rtnetlink::Handle;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::RouteType;
+use rtnetlink::packet_route::rule::RuleAction;
+use rtnetlink::packet_route::rule::RuleAttribute;
+use rtnetlink::packet_route::rule::RuleMessage;
+
+use crate::netns::Netns;
+use crate::netns::NetnsError;
+
+/// Mark of ztunnel's sockets towards the application.
+const MARK: u32 = 0x539;
+const MASK: u32 = 0xfff;
+const TABLE: u32 = 539;
+/// Before the main table (32766) and behind the local one (0).
+const PRIORITY: u32 = 1539;
+/// The loopback interface is the first of every namespace.
+const LOOPBACK: u32 = 1;
+const SYSCTLS_V4: [&str; 2] = [
+    "/proc/sys/net/ipv4/tcp_fwmark_accept",
+    "/proc/sys/net/ipv4/fwmark_reflect",
+];
+const SYSCTL_V6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
+
+/// What went wrong in the pod's namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum RoutingError {
+    /// The namespace can't be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The sysctl can't be written: is `/proc/sys` read-only in the agent's container?
+    #[error("set {path} in the pod: {source}")]
+    Sysctl {
+        /// Which one.
+        path: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No netlink socket, or no runtime for it.
+    #[error("netlink in the pod's network namespace: {0}")]
+    Netlink(#[source] io::Error),
+    /// The kernel refused a rule or route.
+    #[error("{what} in the pod's network namespace: {source}")]
+    Request {
+        /// The request, as `ip` would have it.
+        what: &'static str,
+        /// The kernel's answer.
+        source: rtnetlink::Error,
+    },
+}
+
+/// Makes the way back; what is there already stays. `ipv6` says whether the pod has IPv6.
+///
+/// # Errors
+///
+/// See [`RoutingError`]; a part of it may be there.
+pub fn install(netns: &Netns, ipv6: bool) -> Result<(), RoutingError> {
+    in_pod(netns, move |handle| async move {
+        for path in SYSCTLS_V4.into_iter().chain(ipv6.then_some(SYSCTL_V6)) {
+            std::fs::write(path, "1").map_err(|source| RoutingError::Sysctl { path, source })?;
+        }
+        add(
+            &handle,
+            rule(false),
+            route_v4(),
+            ["ip rule add", "ip route add"],
+        )
+        .await?;
+        if ipv6 {
+            add(
+                &handle,
+                rule(true),
+                route_v6(),
+                ["ip -6 rule add", "ip -6 route add"],
+            )
+            .await?;
+        }
+        Ok(())
+    })
+}
+
+/// Takes it away again; the sysctl stays, since it does nothing without the rule.
+///
+/// # Errors
+///
+/// See [`RoutingError`].
+pub fn remove(netns: &Netns) -> Result<(), RoutingError> {
+    in_pod(netns, |handle| async move {
+        for message in [rule(false), rule(true)] {
+            gone("ip rule del", handle.rule().del(message).execute().await)?;
+        }
+        for message in [route_v4(), route_v6()] {
+            gone("ip route del", handle.route().del(message).execute().await)?;
+        }
+        Ok(())
+    })
+}
+
+/// The other ends of the pod's veth pairs, where they are in the agent's own network namespace: by
+/// index there. Each end must name the other.
+///
+/// # Errors
+///
+/// See [`RoutingError`].
+pub fn host_ends(netns: &Netns) -> Result<BTreeSet<u32>, RoutingError> {
+    let in_pod: Vec<Link> = in_pod(netns, links)?;
+    let on_host: Vec<Link> = in_runtime(links)?;
+    Ok(pairs(&in_pod, &on_host))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    index: u32,
+    /// The other end's index, if that is in another namespace.
+    peer: Option<u32>,
+}
+
+fn pairs(in_pod: &[Link], on_host: &[Link]) -> BTreeSet<u32> {
+    let is_pair =
+        |pod: &Link, host: &Link| pod.peer == Some(host.index) && host.peer == Some(pod.index);
+    on_host
+        .iter()
+        .filter(|host| in_pod.iter().any(|pod| is_pair(pod, host)))
+        .map(|host| host.index)
+        .collect()
+}
+
+async fn links(handle: Handle) -> Result<Vec<Link>, RoutingError> {
+    let messages: Vec<_> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|source| RoutingError::Request {
+            what: "ip link",
+            source,
+        })?;
+    Ok(messages
+        .iter()
+        .map(|link| {
+            let elsewhere = link
+                .attributes
+                .iter()
+                .any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
+            let peer = link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::Link(index) if elsewhere => Some(*index),
+                    _ => None,
+                });
+            Link {
+                index: link.header.index,
+                peer,
+            }
+        })
+        .collect())
+}
+
+fn in_pod<T, F, W>(netns: &Netns, work: W) -> Result<T, RoutingError>
+where
+    T: Send,
+    F: Future<Output = Result<T, RoutingError>>,
+    W: FnOnce(Handle) -> F + Send,
+{
+    netns.within(|| in_runtime(work))?
+}
+
+/// Runs on a runtime of its own, in the calling thread, which must not be one of a runtime.
+fn in_runtime<T, F, W>(work: W) -> Result<T, RoutingError>
+where
+    F: Future<Output = Result<T, RoutingError>>,
+    W: FnOnce(Handle) -> F,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(RoutingError::Netlink)?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(RoutingError::Netlink)?;
+        let driver = tokio::spawn(connection);
+        let result = work(handle).await;
+        driver.abort();
+        result
+    })
+}
+
+fn rule(v6: bool) -> RuleMessage {
+    use rtnetlink::packet_route::AddressFamily;
+    let mut message = RuleMessage::default();
+    message.header.family = if v6 {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::FwMark(MARK),
+        RuleAttribute::FwMask(MASK),
+        RuleAttribute::Table(TABLE),
+    ];
+    message
+}
+
+fn route_v4() -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
+        .output_interface(LOOPBACK)
+        .table_id(TABLE)
+        .kind(RouteType::Local)
+        .scope(RouteScope::Host)
+        .build()
+}
+
+fn route_v6() -> RouteMessage {
+    RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(Ipv6Addr::UNSPECIFIED, 0)
+        .output_interface(LOOPBACK)
+        .table_id(TABLE)
+        .kind(RouteType::Local)
+        .scope(RouteScope::Host)
+        .build()
+}
+
+async fn add(
+    handle: &Handle,
+    rule: RuleMessage,
+    route: RouteMessage,
+    [rule_add, route_add]: [&'static str; 2],
+) -> Result<(), RoutingError> {
+    let mut request = handle.rule().add();
+    *request.message_mut() = rule;
+    present(rule_add, request.execute().await)?;
+    present(route_add, handle.route().add(route).execute().await)
+}
+
+fn present(what: &'static str, result: Result<(), rtnetlink::Error>) -> Result<(), RoutingError> {
+    tolerate(what, result, &[libc::EEXIST])
+}
+
+fn gone(what: &'static str, result: Result<(), rtnetlink::Error>) -> Result<(), RoutingError> {
+    tolerate(
+        what,
+        result,
+        &[libc::ENOENT, libc::ESRCH, libc::EAFNOSUPPORT],
+    )
+}
+
+fn tolerate(
+    what: &'static str,
+    result: Result<(), rtnetlink::Error>,
+    fine: &[i32],
+) -> Result<(), RoutingError> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message))
+            if fine.contains(&message.raw_code().saturating_neg()) =>
+        {
+            Ok(())
+        }
+        other => other.map_err(|source| RoutingError::Request { what, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_interfaces_are_a_pair_only_if_each_names_the_other() {
+        let link = |index, peer| Link { index, peer };
+        let pod = [
+            link(1, None),
+            link(2, Some(40)),
+            link(3, Some(41)),
+            link(4, Some(42)),
+        ];
+        let host = [
+            link(2, None),
+            link(40, Some(2)),
+            link(41, Some(9)),
+            link(42, None),
+        ];
+        assert_eq!(pairs(&pod, &host), [40].into());
+    }
+}

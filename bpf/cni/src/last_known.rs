@@ -1,0 +1,75 @@
+//! The last known answer for each namespace, which the agent writes and the plugin reads while the
+//! agent is away.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+/// Whether pods of a namespace may be opted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NamespaceState {
+    /// The namespace, or a pod in it, is opted in: its pods wait for the agent.
+    OptedIn,
+    /// Nothing in the namespace is opted in: its pods start without the agent.
+    NotOptedIn,
+}
+
+/// The content of the state file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastKnown {
+    /// By namespace. One that is not here was made after the agent went away.
+    pub namespaces: BTreeMap<String, NamespaceState>,
+}
+
+impl LastKnown {
+    /// Reads the state file.
+    ///
+    /// # Errors
+    ///
+    /// The file is not there, can't be read, or is not what [`LastKnown::write`] writes.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let text = fs::read_to_string(path)?;
+        serde_json::from_str(&text)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// Replaces the state file in one step, so that a reader sees the old or the new one whole.
+    ///
+    /// # Errors
+    ///
+    /// The folder can't be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        fs::rename(&temporary, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_and_a_broken_file_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("namespaces.json");
+        assert!(LastKnown::read(&path).is_err());
+        let mut state = LastKnown::default();
+        state
+            .namespaces
+            .insert("shop".into(), NamespaceState::OptedIn);
+        state.write(&path).unwrap();
+        assert_eq!(LastKnown::read(&path).unwrap(), state);
+        fs::write(&path, "{").unwrap();
+        assert_eq!(
+            LastKnown::read(&path).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! The chained CNI plugin, which asks the node agent to enrol a pod before its first process
+//! starts.
+//!
+//! It changes nothing in the pod: the agent does. The plugin passes the network namespace and the
+//! pod's name to the agent, and the result of the plugins before it on, as it came.
+//!
+//! What always holds: a pod that is opted in starts only after the agent said that it is enrolled;
+//! with the agent away, a pod of a namespace that was last known not to be opted in starts, and so
+//! does every pod of the namespaces that must always start. Nothing waits without a bound.
+//!
+//! Small on purpose: one thread, no runtime, run once for each pod.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+mod client;
+mod config;
+mod error;
+mod last_known;
+mod plugin;
+
+pub use client::Client;
+pub use client::ClientError;
+pub use error::CniError;
+pub use last_known::LastKnown;
+pub use last_known::NamespaceState;
+pub use plugin::Environment;
+pub use plugin::run;

@@ -1,0 +1,172 @@
+//! The control plane's flags. Everything else is in the library.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use seine_control::{Options, translate::Settings};
+use seine_objects::EnrolmentSettings;
+use seine_telemetry::{LogFormat, Telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Seine's control plane: configuration over xDS, and certificates.
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the policy CRDs as YAML files.
+    Crds {
+        /// The folder to write them to.
+        #[arg(default_value = "deploy/crds")]
+        directory: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Serve {
+    /// Folder of YAML objects to read and watch.
+    #[arg(long, env = "SEINE_DIRECTORY", required = true)]
+    directory: Option<PathBuf>,
+    /// Address of the xDS and certificate services.
+    #[arg(long, env = "SEINE_LISTEN", default_value = "[::]:15012")]
+    listen: SocketAddr,
+    /// Folder of the certificate authority; made at the first start.
+    #[arg(long, env = "SEINE_CA_DIR", required = true)]
+    ca_dir: Option<PathBuf>,
+    /// PEM file with the public half of the key that signs tokens.
+    #[arg(long, env = "SEINE_TOKEN_PUBLIC_KEY", required = true)]
+    token_public_key: Option<PathBuf>,
+    /// Issuer that tokens must name.
+    #[arg(long, env = "SEINE_TOKEN_ISSUER", default_value = "seine-lab")]
+    token_issuer: String,
+    /// Audience that tokens must name.
+    #[arg(long, env = "SEINE_TOKEN_AUDIENCE", default_value = "seine-control")]
+    token_audience: String,
+    /// Service accounts (`namespace/name`) of node proxies and agents.
+    #[arg(
+        long = "trusted-account",
+        env = "SEINE_TRUSTED_ACCOUNT",
+        value_delimiter = ',',
+        default_value = "seine-system/seine-ztunnel"
+    )]
+    trusted_accounts: Vec<String>,
+    /// Trust domain of every identity.
+    #[arg(long, env = "SEINE_TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// Name of this cluster.
+    #[arg(long, env = "SEINE_CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Name of the network that all addresses are in.
+    #[arg(long, env = "SEINE_NETWORK", default_value = "")]
+    network: String,
+    /// Domain of the cluster's DNS names.
+    #[arg(long, env = "SEINE_DNS_DOMAIN", default_value = "cluster.local")]
+    dns_domain: String,
+    /// Take `istio.io/dataplane-mode=ambient` for an opt-in too.
+    #[arg(long, env = "SEINE_ISTIO_ALIAS")]
+    istio_alias: bool,
+    /// DNS names in the server's certificate.
+    #[arg(
+        long = "server-name",
+        env = "SEINE_SERVER_NAME",
+        value_delimiter = ',',
+        default_value = "seine-control.seine-system.svc"
+    )]
+    server_names: Vec<String>,
+    /// Address of the admin pages.
+    #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value = "127.0.0.1:15014")]
+    admin_address: SocketAddr,
+    /// Lifetime of the proxies' certificates, in seconds: at most, and where they ask for none.
+    #[arg(long, env = "SEINE_CERTIFICATE_LIFETIME", default_value_t = 24 * 3600)]
+    certificate_lifetime: u64,
+    /// Seconds after which an xDS client must show a fresh token.
+    #[arg(long, env = "SEINE_MAX_STREAM_AGE", default_value_t = 1800)]
+    max_stream_age: u64,
+    /// Log lines as `text` or `json`.
+    #[arg(long, env = "SEINE_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// `tracing` directives.
+    #[arg(long, env = "SEINE_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// gRPC endpoint of an OpenTelemetry collector.
+    #[arg(long, env = "SEINE_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Crds { directory }) => write_crds(&directory),
+        None => serve(cli.serve).await,
+    }
+}
+
+fn write_crds(directory: &std::path::Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    for (name, yaml) in seine_objects::policy::crds()? {
+        let path = directory.join(name);
+        std::fs::write(&path, yaml).with_context(|| path.display().to_string())?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+async fn serve(flags: Serve) -> anyhow::Result<()> {
+    let telemetry = Telemetry::start(&seine_telemetry::Settings {
+        service: "seine-control",
+        instance: flags.cluster_id.clone(),
+        format: flags.log_format,
+        level: flags.log_level,
+        otlp_endpoint: flags.otlp_endpoint,
+    })?;
+    let options = Options {
+        directory: flags.directory.context("--directory is missing")?,
+        listen: flags.listen,
+        admin: flags.admin_address,
+        ca_directory: flags.ca_dir.context("--ca-dir is missing")?,
+        token_public_key: flags
+            .token_public_key
+            .context("--token-public-key is missing")?,
+        token_issuer: flags.token_issuer,
+        token_audience: flags.token_audience,
+        trusted_accounts: flags.trusted_accounts,
+        server_names: flags.server_names,
+        certificate_lifetime: Duration::from_secs(flags.certificate_lifetime),
+        max_stream_age: Duration::from_secs(flags.max_stream_age),
+        drain: Duration::from_secs(5),
+        translation: Settings {
+            trust_domain: flags.trust_domain,
+            cluster_id: flags.cluster_id,
+            network: flags.network,
+            dns_domain: flags.dns_domain,
+            enrolment: EnrolmentSettings {
+                istio_alias: flags.istio_alias,
+                ..EnrolmentSettings::default()
+            },
+            ..Settings::default()
+        },
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let served = seine_control::run(options, stop).await;
+    telemetry.stop();
+    served
+}

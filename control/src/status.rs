@@ -1,0 +1,223 @@
+//! What users are told of the objects that they wrote: conditions, as a report.
+//!
+//! With the directory source there is no API server to write them to; the admin page `/status`
+//! shows them. One pure function of model, clients and problems.
+
+use std::sync::Arc;
+
+use seine_objects::{
+    ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::Serialize;
+
+use crate::{
+    model::Model,
+    translate::PolicyFinding,
+    xds::{ResourceType, server::Entry},
+};
+
+/// One object and its conditions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectStatus {
+    /// `AuthorizationPolicy`, `MeshTLS`, `Pod`, or what an invalid object claims to be.
+    pub kind: String,
+    /// Empty where it isn't known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Empty where it isn't known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// As in the API.
+    pub conditions: Vec<Condition>,
+}
+
+/// One condition, as in the API but for its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced` or `Enrolled`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `True` or `False`.
+    pub status: &'static str,
+    /// One word for machines.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// Generation of the object that this is about, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// Conditions of every policy, of every invalid object, and of every pod that opted in and can't
+/// be enrolled.
+pub fn report(model: &Model, clients: &[Arc<Entry>], problems: &[Problem]) -> Vec<ObjectStatus> {
+    let mut report = Vec::new();
+    for (key, policy) in &model.objects.authorization_policies {
+        if let Some(finding) = model.findings.authorization_policies.get(key) {
+            let metadata = &policy.metadata;
+            report.push(policy_status(
+                "AuthorizationPolicy",
+                key,
+                metadata,
+                finding,
+                model,
+                clients,
+            ));
+        }
+    }
+    for (key, policy) in &model.objects.mesh_tls {
+        if let Some(finding) = model.findings.mesh_tls.get(key) {
+            report.push(policy_status(
+                "MeshTLS",
+                key,
+                &policy.metadata,
+                finding,
+                model,
+                clients,
+            ));
+        }
+    }
+    for (key, refusal) in &model.findings.refused_pods {
+        let message = refusal.to_string();
+        let refused = condition("Enrolled", false, "Refused", message, None);
+        report.push(status("Pod", key, vec![refused]));
+    }
+    report.extend(problems.iter().map(problem_status));
+    report
+}
+
+fn policy_status(
+    kind: &str,
+    key: &ObjectKey,
+    metadata: &ObjectMeta,
+    finding: &PolicyFinding,
+    model: &Model,
+    clients: &[Arc<Entry>],
+) -> ObjectStatus {
+    let generation = metadata.generation;
+    let condition =
+        |kind, holds, reason, message| condition(kind, holds, reason, message, generation);
+    let mut accepted = "the policy is valid".to_owned();
+    for note in &finding.notes {
+        accepted += &format!("; it {note}");
+    }
+    let resolved = finding.unresolved.is_empty();
+    let resolution = match resolved {
+        true => "every reference leads to an object".into(),
+        false => finding.unresolved.join("; "),
+    };
+    let (holding, nodes) = holders(finding, model, clients);
+    let programmed = holding == nodes && nodes > 0;
+    let enforced = programmed && finding.unenforced.is_empty();
+    let mut enforcement = format!(
+        "enforced by {holding} node proxies for {} pods",
+        finding.enrolled
+    );
+    if finding.not_enrolled > 0 {
+        enforcement += &format!(
+            "; {} selected pods are not in the mesh, where nothing enforces it",
+            finding.not_enrolled
+        );
+    }
+    if !finding.unenforced.is_empty() {
+        enforcement += &format!(
+            "; {} need a waypoint, and what they restrict is denied until one enforces them",
+            finding.unenforced.join(", ")
+        );
+    }
+    let reason = match (enforced, finding.unenforced.is_empty()) {
+        (true, _) => "Enforced",
+        (false, false) => "NeedsWaypoint",
+        (false, true) => "NotProgrammed",
+    };
+    let conditions = vec![
+        condition("Accepted", true, "Valid", accepted),
+        condition(
+            "ResolvedRefs",
+            resolved,
+            if resolved { "Resolved" } else { "NotFound" },
+            resolution,
+        ),
+        condition(
+            "Programmed",
+            programmed,
+            match (programmed, nodes) {
+                (true, _) => "Accepted",
+                (false, 0) => "NoProxies",
+                (false, _) => "Pending",
+            },
+            format!("accepted by {holding} of {nodes} connected node proxies"),
+        ),
+        condition("Enforced", enforced, reason, enforcement),
+    ];
+    status(kind, key, conditions)
+}
+
+/// How many clients hold the current version of every resource of the policy, and how many there
+/// are.
+fn holders(finding: &PolicyFinding, model: &Model, clients: &[Arc<Entry>]) -> (usize, usize) {
+    let versions: Vec<_> = finding
+        .resources
+        .iter()
+        .filter_map(|name| model.snapshot.authorizations.get(name))
+        .collect();
+    let (mut holding, mut all) = (0, 0);
+    for entry in clients {
+        let client = entry.client.lock();
+        let Some(stream) = client.stream(ResourceType::Authorization) else {
+            continue;
+        };
+        all += 1;
+        let has_all = versions
+            .iter()
+            .all(|wanted| stream.has_accepted(&wanted.name, &wanted.version));
+        holding += usize::from(has_all);
+    }
+    (holding, all)
+}
+
+fn problem_status(problem: &Problem) -> ObjectStatus {
+    let object = problem.object.as_deref().unwrap_or("File");
+    let (kind, name) = object.split_once(' ').unwrap_or((object, ""));
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    let key = ObjectKey::new(namespace, name);
+    status(
+        kind,
+        &key,
+        vec![condition(
+            "Accepted",
+            false,
+            "Invalid",
+            problem.to_string(),
+            None,
+        )],
+    )
+}
+
+fn status(kind: &str, key: &ObjectKey, conditions: Vec<Condition>) -> ObjectStatus {
+    ObjectStatus {
+        kind: kind.into(),
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        conditions,
+    }
+}
+
+fn condition(
+    kind: &'static str,
+    holds: bool,
+    reason: &'static str,
+    message: String,
+    observed_generation: Option<i64>,
+) -> Condition {
+    let status = if holds { "True" } else { "False" };
+    Condition {
+        kind,
+        status,
+        reason,
+        message,
+        observed_generation,
+    }
+}

@@ -1,0 +1,191 @@
+//! `MeshTLS` to the wire.
+//!
+//! A mode is a property of a workload and a port, not of a policy: for every enrolled pod the
+//! effective mode is worked out here, and the pod lists one `Deny` of plaintext that says just
+//! that. Those are named by what they say, so that all pods with the same mode share one; the names are none that an
+//! object can have.
+
+use std::collections::BTreeMap;
+
+use seine_objects::{
+    ObjectKey, ObjectSet,
+    policy::{MeshTls, Mode},
+};
+use seine_proto::security::{Action, Authorization, Clause, Match, Rule, Scope};
+
+use super::{PolicyFinding, Resources, Settings, policy::presence, workload::Pods};
+
+/// Adds the effective modes of all enrolled pods.
+pub(super) fn translate(
+    objects: &ObjectSet,
+    pods: &Pods,
+    settings: &Settings,
+    resources: &mut Resources,
+) {
+    for key in objects.mesh_tls.keys() {
+        resources
+            .findings
+            .mesh_tls
+            .insert(key.clone(), PolicyFinding::default());
+    }
+    if objects.mesh_tls.is_empty() {
+        return;
+    }
+    let mut by_age: Vec<(&ObjectKey, &MeshTls)> = objects
+        .mesh_tls
+        .iter()
+        .map(|(key, object)| (key, &**object))
+        .collect();
+    by_age.sort_by_key(|(key, object)| {
+        let created = object
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0);
+        (created.is_none(), created, (*key).clone())
+    });
+    note_shadowed(&by_age, resources);
+
+    for pod in &pods.list {
+        let labels = pod.object.metadata.labels.as_ref();
+        let find = |namespace: &str, selected: bool| {
+            by_age.iter().find(|(key, object)| {
+                key.namespace == namespace
+                    && match &object.spec.selector {
+                        Some(selector) => selected && selector.matches(labels),
+                        None => !selected,
+                    }
+            })
+        };
+        let mut chain = vec![
+            find(&pod.key.namespace, true),
+            find(&pod.key.namespace, false),
+        ];
+        if pod.key.namespace != settings.root_namespace {
+            chain.push(find(&settings.root_namespace, false));
+        }
+        let chain: Vec<_> = chain.into_iter().flatten().collect();
+        let effective = Effective::of(chain.iter().map(|(_, object)| object));
+        let denied = effective.deny(settings);
+        for (key, _) in chain {
+            let Some(finding) = resources.findings.mesh_tls.get_mut(*key) else {
+                continue;
+            };
+            match pod.enrolled {
+                true => finding.enrolled += 1,
+                false => finding.not_enrolled += 1,
+            }
+            if let Some((name, _)) = denied.as_ref().filter(|_| pod.enrolled) {
+                finding.resources.insert(name.clone());
+            }
+        }
+        if let Some((name, authorization)) = denied.filter(|_| pod.enrolled) {
+            if let Some(workload) = resources.workloads.get_mut(&pod.uid) {
+                workload.authorization_policies.push(name.clone());
+            }
+            resources.authorizations.insert(name, authorization);
+        }
+    }
+}
+
+/// A second `MeshTLS` without a selector in a namespace never decides anything.
+fn note_shadowed(by_age: &[(&ObjectKey, &MeshTls)], resources: &mut Resources) {
+    let mut first: BTreeMap<&str, &ObjectKey> = BTreeMap::new();
+    for (key, object) in by_age
+        .iter()
+        .filter(|(_, object)| object.spec.selector.is_none())
+    {
+        let winner = *first.entry(key.namespace.as_str()).or_insert(key);
+        if winner != *key
+            && let Some(finding) = resources.findings.mesh_tls.get_mut(*key)
+        {
+            debug_assert!(object.spec.selector.is_none());
+            finding
+                .notes
+                .push(format!("is without effect: MeshTLS {winner} is older"));
+        }
+    }
+}
+
+/// What holds for one pod.
+#[derive(Debug, PartialEq, Eq)]
+struct Effective {
+    mode: Mode,
+    /// Ports whose mode is the other one.
+    exceptions: Vec<u16>,
+}
+
+impl Effective {
+    /// From the most specific to the widest: the first one that says something about a port
+    /// decides on it.
+    fn of<'a>(chain: impl Iterator<Item = &'a &'a MeshTls>) -> Self {
+        let mut ports = BTreeMap::new();
+        let mut mode = Mode::Permissive;
+        for object in chain {
+            for port in &object.spec.ports {
+                ports.entry(port.port).or_insert(port.mode);
+            }
+            if let Some(own) = object.spec.mode {
+                mode = own;
+                break;
+            }
+        }
+        let other = ports.into_iter().filter(|(_, of_port)| *of_port != mode);
+        Self {
+            mode,
+            exceptions: other.map(|(port, _)| port).collect(),
+        }
+    }
+
+    /// The policy that denies plaintext, with its key; `None` where plaintext is accepted on every
+    /// port.
+    fn deny(&self, settings: &Settings) -> Option<(String, Authorization)> {
+        let ports: Vec<u32> = self
+            .exceptions
+            .iter()
+            .map(|port| u32::from(*port))
+            .collect();
+        let list = || {
+            ports
+                .iter()
+                .map(|port| format!("_{port}"))
+                .collect::<String>()
+        };
+        let (name, condition) = match (self.mode, ports.is_empty()) {
+            (Mode::Permissive, true) => return None,
+            (Mode::Strict, true) => ("meshtls_strict".to_owned(), Match::default()),
+            (Mode::Strict, false) => (
+                format!("meshtls_strict_except{}", list()),
+                Match {
+                    not_destination_ports: ports,
+                    ..Default::default()
+                },
+            ),
+            (Mode::Permissive, false) => (
+                format!("meshtls_strict_on{}", list()),
+                Match {
+                    destination_ports: ports,
+                    ..Default::default()
+                },
+            ),
+        };
+        let plaintext = Match {
+            not_principals: vec![presence()],
+            ..condition
+        };
+        let rule = Rule {
+            clauses: vec![Clause {
+                matches: vec![plaintext],
+            }],
+        };
+        let authorization = Authorization {
+            name: name.clone(),
+            namespace: settings.root_namespace.clone(),
+            scope: Scope::WorkloadSelector.into(),
+            action: Action::Deny.into(),
+            rules: vec![rule],
+            ..Default::default()
+        };
+        Some((format!("{}/{name}", settings.root_namespace), authorization))
+    }
+}

@@ -1,0 +1,129 @@
+//! From objects to what proxies are told: one pure function.
+//!
+//! [`translate`] sees an [`ObjectSet`] and settings and nothing else: no clock, no order of events,
+//! no earlier output. The same objects give the same resources, so that whoever compares two
+//! outputs knows exactly what must be sent.
+
+mod endpoints;
+mod mesh_tls;
+mod policy;
+mod service;
+mod workload;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seine_objects::{EnrolmentSettings, ObjectKey, ObjectSet, Refusal, policy::ROOT_NAMESPACE};
+use seine_proto::security::Authorization;
+
+pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
+pub use policy::AUTHORIZATION_EXTENSION;
+pub use service::SERVICE_EXTENSION;
+
+/// What the translation needs to know beside the objects.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Of every identity in this mesh.
+    pub trust_domain: String,
+    /// Names this cluster in uids and metrics.
+    pub cluster_id: String,
+    /// Names the network that every address is in; empty where there is only one.
+    pub network: String,
+    /// Domain of the cluster's DNS names.
+    pub dns_domain: String,
+    /// Namespace whose policies without a selector hold for the whole mesh.
+    pub root_namespace: String,
+    /// Who is in the mesh.
+    pub enrolment: EnrolmentSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trust_domain: "cluster.local".into(),
+            cluster_id: "Kubernetes".into(),
+            network: String::new(),
+            dns_domain: "cluster.local".into(),
+            root_namespace: ROOT_NAMESPACE.into(),
+            enrolment: EnrolmentSettings::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The name by which an address is found: `network/ip`.
+    pub(crate) fn address_name(&self, address: &[u8]) -> Option<String> {
+        crate::ip_from_bytes(address).map(|ip| format!("{}/{ip}", self.network))
+    }
+}
+
+/// Everything that the proxies of a mesh are told, keyed by the names of the resources.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resources {
+    /// By uid.
+    pub workloads: BTreeMap<String, seine_proto::workload::Workload>,
+    /// By `namespace/hostname`.
+    pub services: BTreeMap<String, seine_proto::workload::Service>,
+    /// By `namespace/name`.
+    pub authorizations: BTreeMap<String, Authorization>,
+    /// What users should know about their objects.
+    pub findings: Findings,
+}
+
+/// What the translation found out about the objects that users wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// By the policy.
+    pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
+    /// By the `MeshTLS`.
+    pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
+    /// Pods that opted in and can't be enrolled.
+    pub refused_pods: BTreeMap<ObjectKey, Refusal>,
+}
+
+/// What became of one policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyFinding {
+    /// Names of the authorization resources that carry it.
+    pub resources: BTreeSet<String>,
+    /// Pods in the mesh that it holds for.
+    pub enrolled: usize,
+    /// Pods that it selects and that are not in the mesh: nothing enforces it there.
+    pub not_enrolled: usize,
+    /// References that lead nowhere, each as a sentence.
+    pub unresolved: Vec<String>,
+    /// Fields that nothing enforces yet.
+    pub unenforced: Vec<String>,
+    /// Other things to know, each as a sentence.
+    pub notes: Vec<String>,
+}
+
+/// Translates everything.
+pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
+    let mut resources = Resources::default();
+    let services = service::translate(objects, settings);
+    let pods = workload::translate(objects, &services, settings, &mut resources);
+    endpoints::translate(objects, &services, &pods, settings, &mut resources);
+    policy::translate(objects, &pods, settings, &mut resources);
+    mesh_tls::translate(objects, &pods, settings, &mut resources);
+    for workload in resources.workloads.values_mut() {
+        workload.authorization_policies.sort();
+    }
+    resources.services = services
+        .into_values()
+        .map(|service| (service.key, service.message))
+        .collect();
+    resources
+}
+
+/// `type.googleapis.com/` and the message's full name.
+fn any<M: prost::Message>(type_name: &str, message: &M) -> prost_types::Any {
+    prost_types::Any {
+        type_url: format!("type.googleapis.com/{type_name}"),
+        value: message.encode_to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
+mod tests;

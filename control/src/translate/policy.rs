@@ -1,0 +1,348 @@
+//! `AuthorizationPolicy` to the wire.
+//!
+//! Each source of a rule becomes a rule of its own, since the wire can't say "or" above "and";
+//! each field becomes a clause. Service accounts and namespaces become principals of the mesh's
+//! own trust domain: the wire's own matches of them ignore the trust domain.
+
+use std::collections::BTreeSet;
+
+use seine_objects::{
+    ObjectKey, ObjectSet,
+    policy::{Action, AuthorizationPolicy, Operation, Source},
+};
+use seine_proto::{
+    extensions::AuthorizationExtension,
+    security::{self, Address, Authorization, Clause, Extension, Match, Scope, StringMatch},
+};
+
+use super::{PolicyFinding, Resources, Settings, any, service, workload::Pods};
+use crate::{ip_bytes, translate::workload::TranslatedPod};
+
+/// Name of the extension that carries [`AuthorizationExtension`].
+pub const AUTHORIZATION_EXTENSION: &str = "seine.dev/authorization";
+
+/// Adds every policy, and its name to the workloads that it selects.
+pub(super) fn translate(
+    objects: &ObjectSet,
+    pods: &Pods,
+    settings: &Settings,
+    resources: &mut Resources,
+) {
+    for (key, policy) in &objects.authorization_policies {
+        let mut finding = PolicyFinding::default();
+        let target = Target::resolve(key, policy, objects, settings, &mut finding);
+        let name = key.to_string();
+        let mut ports = BTreeSet::new();
+        for pod in pods.list.iter().filter(|pod| target.selects(pod)) {
+            if !pod.enrolled {
+                finding.not_enrolled += 1;
+                continue;
+            }
+            finding.enrolled += 1;
+            if target.scope() == Scope::WorkloadSelector {
+                if let Some(workload) = resources.workloads.get_mut(&pod.uid) {
+                    workload.authorization_policies.push(name.clone());
+                }
+                ports.extend(target.service_ports(pod));
+            }
+        }
+        let attached = matches!(target, Target::Services(_)).then_some(&ports);
+        let authorization = compile(key, policy, target.scope(), attached, settings);
+        finding.unenforced = authorization.1;
+        finding.resources.insert(name.clone());
+        resources.authorizations.insert(name, authorization.0);
+        resources
+            .findings
+            .authorization_policies
+            .insert(key.clone(), finding);
+    }
+}
+
+/// The pods that a policy holds for.
+enum Target<'a> {
+    Mesh,
+    Namespace(&'a str),
+    Selected {
+        namespace: Option<&'a str>,
+        policy: &'a AuthorizationPolicy,
+    },
+    /// The pods behind these services of the policy's namespace.
+    Services(
+        Vec<(
+            &'a str,
+            &'a seine_objects::k8s_openapi::api::core::v1::Service,
+        )>,
+    ),
+}
+
+impl<'a> Target<'a> {
+    fn resolve(
+        key: &'a ObjectKey,
+        policy: &'a AuthorizationPolicy,
+        objects: &'a ObjectSet,
+        settings: &Settings,
+        finding: &mut PolicyFinding,
+    ) -> Self {
+        let root = key.namespace == settings.root_namespace;
+        if !policy.spec.target_refs.is_empty() {
+            let mut services = Vec::new();
+            for target in &policy.spec.target_refs {
+                let service = objects
+                    .services
+                    .get(&ObjectKey::new(&key.namespace, &target.name));
+                match (target.group.as_str(), target.kind.as_str(), service) {
+                    ("" | "core", "Service", Some(service)) => {
+                        services.push((key.namespace.as_str(), &**service));
+                    }
+                    ("" | "core", "Service", None) => {
+                        finding
+                            .unresolved
+                            .push(format!("there is no Service {:?}", target.name));
+                    }
+                    (group, kind, _) => finding.unresolved.push(format!(
+                        "kind {kind:?} of group {group:?} can't be a target: use Service"
+                    )),
+                }
+            }
+            return Self::Services(services);
+        }
+        match (&policy.spec.selector, root) {
+            (Some(_), true) => Self::Selected {
+                namespace: None,
+                policy,
+            },
+            (Some(_), false) => Self::Selected {
+                namespace: Some(&key.namespace),
+                policy,
+            },
+            (None, true) => Self::Mesh,
+            (None, false) => Self::Namespace(&key.namespace),
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        match self {
+            Self::Mesh => Scope::Global,
+            Self::Namespace(_) => Scope::Namespace,
+            Self::Selected { .. } | Self::Services(_) => Scope::WorkloadSelector,
+        }
+    }
+
+    fn selects(&self, pod: &TranslatedPod) -> bool {
+        match self {
+            Self::Mesh => true,
+            Self::Namespace(namespace) => pod.key.namespace == **namespace,
+            Self::Selected { namespace, policy } => {
+                let selector = policy.spec.selector.as_ref();
+                namespace.is_none_or(|namespace| pod.key.namespace == *namespace)
+                    && selector.is_some_and(|s| s.matches(pod.object.metadata.labels.as_ref()))
+            }
+            Self::Services(services) => services.iter().any(|(namespace, service)| {
+                pod.key.namespace == **namespace && service::selects(service, &pod.object)
+            }),
+        }
+    }
+
+    /// The ports of this pod to which the services lead.
+    fn service_ports(&self, pod: &TranslatedPod) -> Vec<u32> {
+        let Self::Services(services) = self else {
+            return Vec::new();
+        };
+        services
+            .iter()
+            .filter(|(_, service)| service::selects(service, &pod.object))
+            .flat_map(|(_, service)| service::ports_at(service, &pod.object).ports)
+            .map(|port| port.target_port)
+            .collect()
+    }
+}
+
+/// The policy's wire form, and the paths of its fields that nothing enforces yet.
+///
+/// `ports`: the policy is attached to services that lead to these ports, and covers them alone.
+fn compile(
+    key: &ObjectKey,
+    policy: &AuthorizationPolicy,
+    scope: Scope,
+    ports: Option<&BTreeSet<u32>>,
+    settings: &Settings,
+) -> (Authorization, Vec<String>) {
+    let spec = &policy.spec;
+    let mut unenforced = Vec::new();
+    let mut rules = Vec::new();
+    for (index, rule) in spec.rules.iter().enumerate() {
+        for (to, operation) in rule.to.iter().enumerate() {
+            let path = format!("spec.rules[{index}].to[{to}]");
+            unenforced.extend(
+                operation
+                    .l7_fields()
+                    .into_iter()
+                    .map(|field| format!("{path}.{field}")),
+            );
+        }
+        let Some(mut to) = operations(&rule.to, spec.action) else {
+            continue;
+        };
+        match ports {
+            // Nothing is behind the services: there is nothing that the rule could be about.
+            Some(ports) if ports.is_empty() => continue,
+            Some(ports) => to.push(clause(Match {
+                destination_ports: ports.iter().copied().collect(),
+                ..Default::default()
+            })),
+            None => {}
+        }
+        if rule.from.is_empty() {
+            rules.push(security::Rule { clauses: to });
+            continue;
+        }
+        for source in &rule.from {
+            let mut clauses = from(source, &key.namespace, &settings.trust_domain);
+            clauses.extend(to.iter().cloned());
+            rules.push(security::Rule { clauses });
+        }
+    }
+    let extension = AuthorizationExtension {
+        unenforced_fields: unenforced.clone(),
+    };
+    let extensions = (!unenforced.is_empty()).then(|| Extension {
+        name: AUTHORIZATION_EXTENSION.into(),
+        config: Some(any("seine.workload.v1.AuthorizationExtension", &extension)),
+    });
+    let authorization = Authorization {
+        name: key.name.clone(),
+        namespace: key.namespace.clone(),
+        scope: scope.into(),
+        action: match spec.action {
+            Action::Allow => security::Action::Allow.into(),
+            Action::Deny | Action::Audit => security::Action::Deny.into(),
+        },
+        rules,
+        dry_run: spec.dry_run || spec.action == Action::Audit,
+        extensions: extensions.into_iter().collect(),
+    };
+    (authorization, unenforced)
+}
+
+/// The clauses for a rule's `to`; `None`: nothing can match the rule.
+///
+/// A field that needs L7 can't be judged here. What it restricts is therefore denied: an `Allow`
+/// loses the operation, a `Deny` loses only the field.
+fn operations(operations: &[Operation], action: Action) -> Option<Vec<Clause>> {
+    if operations.is_empty() {
+        return Some(Vec::new());
+    }
+    let judged: Vec<&Operation> = operations
+        .iter()
+        .filter(|operation| action != Action::Allow || operation.l7_fields().is_empty())
+        .collect();
+    if judged.is_empty() {
+        return None;
+    }
+    // An operation without ports covers every connection, and then the others don't matter.
+    if judged
+        .iter()
+        .any(|operation| operation.ports.is_empty() && operation.not_ports.is_empty())
+    {
+        return Some(Vec::new());
+    }
+    let matches = judged
+        .into_iter()
+        .map(|operation| Match {
+            destination_ports: operation
+                .ports
+                .iter()
+                .map(|port| u32::from(*port))
+                .collect(),
+            not_destination_ports: operation
+                .not_ports
+                .iter()
+                .map(|port| u32::from(*port))
+                .collect(),
+            ..Default::default()
+        })
+        .collect();
+    Some(vec![Clause { matches }])
+}
+
+fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
+    let principal = |text: &String| string_match(text.strip_prefix("spiffe://").unwrap_or(text));
+    let account = |text: &String| {
+        let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
+        exact(format!("{trust_domain}/ns/{namespace}/sa/{name}"))
+    };
+    let of_namespace = |text: &String| {
+        prefix(match text.strip_suffix('*') {
+            Some(start) => format!("{trust_domain}/ns/{start}"),
+            None => format!("{trust_domain}/ns/{text}/sa/"),
+        })
+    };
+    let mut clauses = Vec::new();
+    let mut principals = |positive: Vec<StringMatch>, negative: Vec<StringMatch>| {
+        if !(positive.is_empty() && negative.is_empty()) {
+            clauses.push(clause(Match {
+                principals: positive,
+                not_principals: negative,
+                ..Default::default()
+            }));
+        }
+    };
+    principals(
+        source.principals.iter().map(principal).collect(),
+        source.not_principals.iter().map(principal).collect(),
+    );
+    principals(
+        source.service_accounts.iter().map(account).collect(),
+        source.not_service_accounts.iter().map(account).collect(),
+    );
+    principals(
+        source.namespaces.iter().map(of_namespace).collect(),
+        source.not_namespaces.iter().map(of_namespace).collect(),
+    );
+    let (blocks, not_blocks) = source.blocks();
+    if !(blocks.is_empty() && not_blocks.is_empty()) {
+        let address = |block: ipnet::IpNet| Address {
+            address: ip_bytes(block.network()),
+            length: block.prefix_len().into(),
+        };
+        clauses.push(clause(Match {
+            source_ips: blocks.into_iter().map(address).collect(),
+            not_source_ips: not_blocks.into_iter().map(address).collect(),
+            ..Default::default()
+        }));
+    }
+    clauses
+}
+
+fn clause(one: Match) -> Clause {
+    Clause { matches: vec![one] }
+}
+
+/// `*` is presence, `*x` a suffix, `x*` a prefix, nothing else is special.
+fn string_match(text: &str) -> StringMatch {
+    match (text, text.strip_prefix('*'), text.strip_suffix('*')) {
+        ("*", _, _) => presence(),
+        (_, Some(end), _) => matching(security::string_match::MatchType::Suffix(end.into())),
+        (_, _, Some(start)) => prefix(start.into()),
+        _ => exact(text.into()),
+    }
+}
+
+fn exact(text: String) -> StringMatch {
+    matching(security::string_match::MatchType::Exact(text))
+}
+
+fn prefix(text: String) -> StringMatch {
+    matching(security::string_match::MatchType::Prefix(text))
+}
+
+/// Any identity.
+pub(super) fn presence() -> StringMatch {
+    matching(security::string_match::MatchType::Presence(()))
+}
+
+fn matching(match_type: security::string_match::MatchType) -> StringMatch {
+    StringMatch {
+        match_type: Some(match_type),
+    }
+}

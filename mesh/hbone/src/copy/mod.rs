@@ -1,0 +1,248 @@
+//! Moving the bytes of a connection: the hot path.
+//!
+//! [`copy()`] joins an application's TCP connection and a [`Stream`]; [`copy_plain`] joins two TCP
+//! connections. Each is one task, so that a connection's two directions share their wake-ups.
+//!
+//! What always holds: a connection that is idle holds no buffer; each direction holds one batch
+//! beyond what the flow control of its two sides holds; received bytes are given back to the
+//! sender's window only when the other side's socket has taken them; an orderly end (FIN,
+//! END_STREAM) passes as such and in its direction only, everything else ends both directions as a
+//! reset (RST, RST_STREAM). Dropping the future resets both sides, too: that is how a connection is
+//! cut. So does the end of the process, even by SIGKILL: an answer that was cut off never looks
+//! like a whole one.
+
+mod plain;
+mod tunnel;
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use socket2::SockRef;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+pub use self::plain::copy_plain;
+pub use self::tunnel::copy;
+use crate::error::{Fault, StreamError};
+#[cfg(doc)]
+use crate::stream::Stream;
+
+/// Most bytes that one system call reads. Measured: CPU per byte falls up to 256 KiB, and no further.
+const LARGEST_BATCH: usize = 256 * 1024;
+/// What is read first from a connection that was idle.
+const SMALLEST_BATCH: usize = 8 * 1024;
+
+/// Which way the connection was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The application opened it: TCP is downstream, the tunnel upstream.
+    Outbound,
+    /// It came through the tunnel: the tunnel is downstream, TCP upstream.
+    Inbound,
+}
+
+/// Time limits of a connection that stands.
+#[derive(Clone, Debug)]
+pub struct CopyOptions {
+    /// Ends a connection on which nothing moved for so long. `None` by default: TCP knows no such
+    /// limit, databases keep connections for days, and a dead peer is found by keepalives.
+    pub idle_timeout: Option<Duration>,
+    /// Ends a connection of which one direction is finished and on which nothing moved for so
+    /// long. One hour by default: a client that only closed its sending side waits for an answer,
+    /// but nobody waits for ever.
+    pub half_closed_timeout: Option<Duration>,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self {
+            idle_timeout: None,
+            half_closed_timeout: Some(Duration::from_secs(3600)),
+        }
+    }
+}
+
+/// Bytes so far, readable while the connection lives.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// From the first side ([`copy()`]: TCP) to the second (the tunnel).
+    pub forth: AtomicU64,
+    /// From the second side to the first.
+    pub back: AtomicU64,
+}
+
+impl Counters {
+    /// Bytes from the first side to the second.
+    pub fn forth(&self) -> u64 {
+        self.forth.load(Ordering::Relaxed)
+    }
+
+    /// Bytes from the second side to the first.
+    pub fn back(&self) -> u64 {
+        self.back.load(Ordering::Relaxed)
+    }
+}
+
+/// One of the two sides that are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The first: TCP in [`copy()`].
+    First,
+    /// The second: the tunnel in [`copy()`].
+    Second,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Both directions were finished.
+    Finished,
+    /// A side's TCP connection failed, most often by a reset.
+    Tcp(Side, std::io::Error),
+    /// The stream was reset, or its tunnel broke.
+    Stream(StreamError),
+    /// Nothing moved for the time limit.
+    Idle(Duration),
+    /// One direction was finished and nothing moved in the other for the time limit.
+    HalfClosed(Duration),
+}
+
+/// The end of a connection.
+#[derive(Debug)]
+pub struct CopyEnd {
+    /// How it ended.
+    pub how: Ended,
+    /// Bytes from the first side to the second.
+    pub forth: u64,
+    /// Bytes from the second side to the first.
+    pub back: u64,
+}
+
+impl CopyEnd {
+    /// Whose fault the end is; `None` for an orderly one. For [`copy_plain`] the role says which
+    /// side was the client: the first of an outbound connection.
+    pub fn fault(&self, role: Role) -> Option<Fault> {
+        let side = match &self.how {
+            Ended::Finished => return None,
+            Ended::Idle(_) | Ended::HalfClosed(_) => return Some(Fault::Internal),
+            Ended::Tcp(side, _) => *side,
+            Ended::Stream(_) => Side::Second,
+        };
+        Some(match (side, role) {
+            (Side::First, Role::Outbound) | (Side::Second, Role::Inbound) => Fault::Downstream,
+            _ => Fault::Upstream,
+        })
+    }
+}
+
+/// How large the next read is: grows while reads fill it, shrinks when they don't.
+#[derive(Debug)]
+struct Batch(u32);
+
+impl Batch {
+    const fn new() -> Self {
+        Self(SMALLEST_BATCH as u32)
+    }
+
+    fn size(&self) -> usize {
+        self.0 as usize
+    }
+
+    fn adapt(&mut self, read: usize) {
+        let size = self.size();
+        if read == size {
+            self.0 = (size * 4).min(LARGEST_BATCH) as u32;
+        } else if read < size / 8 {
+            self.0 = (size / 2).max(SMALLEST_BATCH) as u32;
+        }
+    }
+}
+
+/// Reads up to `limit` bytes, once the socket has some: no memory is taken before.
+fn poll_read(
+    tcp: &mut TcpStream,
+    cx: &mut Context<'_>,
+    limit: usize,
+) -> Poll<std::io::Result<BytesMut>> {
+    let mut buffer = BytesMut::with_capacity(limit);
+    let mut limited = (&mut buffer).limit(limit);
+    // The future holds nothing but its arguments: making it anew each time loses nothing.
+    let read = std::pin::pin!(tcp.read_buf(&mut limited));
+    ready!(std::future::Future::poll(read, cx))?;
+    Poll::Ready(Ok(buffer))
+}
+
+/// The time limits. Costs a connection nothing when there is none, and one timer otherwise, which
+/// is not touched when bytes move.
+#[derive(Debug)]
+struct Watchdog {
+    timer: Option<Pin<Box<Sleep>>>,
+    moved: Instant,
+    half_closed: bool,
+}
+
+impl Watchdog {
+    fn new() -> Self {
+        Self {
+            timer: None,
+            moved: Instant::now(),
+            half_closed: false,
+        }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        options: &CopyOptions,
+        moved: bool,
+        half_closed: bool,
+    ) -> Poll<Ended> {
+        if half_closed != self.half_closed {
+            self.half_closed = half_closed;
+            self.timer = None;
+            self.moved = Instant::now();
+        }
+        let limit = if half_closed {
+            options.half_closed_timeout
+        } else {
+            options.idle_timeout
+        };
+        let Some(limit) = limit else {
+            return Poll::Pending;
+        };
+        if moved {
+            self.moved = Instant::now();
+        }
+        let deadline = self.moved + limit;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        loop {
+            ready!(std::future::Future::poll(timer.as_mut(), cx));
+            if Instant::now() >= deadline {
+                let how = if half_closed {
+                    Ended::HalfClosed(limit)
+                } else {
+                    Ended::Idle(limit)
+                };
+                return Poll::Ready(how);
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Makes the socket's end a reset, whoever closes it, the kernel included.
+fn end_as_reset(tcp: &TcpStream) {
+    // Fails only for a socket that is closed already.
+    let _ = tcp.set_zero_linger();
+}
+
+/// Both directions were finished: what the socket still holds is delivered after its end.
+fn end_in_order(tcp: &TcpStream) {
+    let _ = SockRef::from(tcp).set_linger(None);
+}

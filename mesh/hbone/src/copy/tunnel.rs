@@ -1,0 +1,241 @@
+//! TCP to tunnel and back.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+
+use super::{
+    Batch, CopyEnd, CopyOptions, Counters, Ended, LARGEST_BATCH, Side, Watchdog, end_as_reset,
+    end_in_order, poll_read,
+};
+use crate::error::{Reason, StreamError};
+use crate::stream::{Reset, Stream};
+
+/// Pieces that one system call writes.
+const PIECES: usize = 16;
+
+/// Moves bytes both ways between an application's connection and a stream, until both directions
+/// are finished or one fails.
+// Not an `async fn`, whose arguments would end without a reset if it were never polled.
+pub fn copy<'a>(
+    tcp: TcpStream,
+    stream: Stream,
+    options: &'a CopyOptions,
+    counters: &'a Counters,
+) -> impl Future<Output = CopyEnd> + Send + use<'a> {
+    end_as_reset(&tcp);
+    let mut join = Join {
+        tcp,
+        stream,
+        options,
+        counters,
+        batch: Batch::new(),
+        pieces: VecDeque::new(),
+        held: 0,
+        sending: true,
+        receiving: Receiving::Open,
+        watchdog: Watchdog::new(),
+        orderly: false,
+    };
+    async move {
+        let how = poll_fn(|cx| join.poll(cx)).await;
+        join.end(how)
+    }
+}
+
+struct Join<'a> {
+    tcp: TcpStream,
+    stream: Stream,
+    options: &'a CopyOptions,
+    counters: &'a Counters,
+    batch: Batch,
+    /// Received from the stream and not yet taken by the socket.
+    pieces: VecDeque<Bytes>,
+    held: usize,
+    sending: bool,
+    receiving: Receiving,
+    watchdog: Watchdog,
+    orderly: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiving {
+    Open,
+    /// The peer has finished; what is held has still to be written.
+    Ending,
+    Finished,
+}
+
+impl Join<'_> {
+    fn end(&mut self, how: Ended) -> CopyEnd {
+        self.orderly = matches!(how, Ended::Finished);
+        if self.orderly {
+            end_in_order(&self.tcp);
+        }
+        CopyEnd {
+            how,
+            forth: self.counters.forth(),
+            back: self.counters.back(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let mut moved = false;
+        if self.receiving != Receiving::Finished
+            && let Poll::Ready(Err(ended)) = self.poll_receive(cx, &mut moved)
+        {
+            return Poll::Ready(ended);
+        }
+        if self.sending
+            && let Poll::Ready(Err(ended)) = self.poll_send(cx, &mut moved)
+        {
+            return Poll::Ready(ended);
+        }
+        let received = self.receiving == Receiving::Finished;
+        if received && !self.sending {
+            return Poll::Ready(Ended::Finished);
+        }
+        self.watchdog
+            .poll(cx, self.options, moved, received || !self.sending)
+    }
+
+    /// TCP to stream.
+    fn poll_send(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<Result<(), Ended>> {
+        loop {
+            if self.tcp.poll_read_ready(cx)?.is_pending() {
+                // Who doesn't read from the stream any more learns of a reset only here.
+                if self.receiving == Receiving::Open {
+                    return Poll::Pending;
+                }
+                let error = ready!(self.stream.poll_reset(cx));
+                return Poll::Ready(self.not_wanted(error));
+            }
+            // The capacity comes from the whole tunnel's: it is asked for only when bytes wait, and
+            // what was not used is given back.
+            let wanted = self.batch.size();
+            let capacity = match ready!(self.stream.poll_capacity(cx, wanted)) {
+                Ok(capacity) => capacity,
+                Err(error) => return Poll::Ready(self.not_wanted(error)),
+            };
+            let bytes = match poll_read(&mut self.tcp, cx, capacity) {
+                Poll::Ready(bytes) => bytes?,
+                Poll::Pending => {
+                    self.stream.give_back();
+                    return Poll::Pending;
+                }
+            };
+            if bytes.is_empty() {
+                self.sending = false;
+                return Poll::Ready(self.stream.finish().map_err(Ended::Stream));
+            }
+            let read = bytes.len();
+            *moved = true;
+            self.counters
+                .forth
+                .fetch_add(read as u64, Ordering::Relaxed);
+            self.stream.send(bytes.freeze()).map_err(Ended::Stream)?;
+            if read < capacity {
+                self.stream.give_back();
+            }
+            if read == wanted || capacity == wanted {
+                self.batch.adapt(read);
+            }
+        }
+    }
+
+    /// The stream takes no more bytes.
+    fn not_wanted(&mut self, error: StreamError) -> Result<(), Ended> {
+        let early = error == StreamError::Reset(Reason(h2::Reason::NO_ERROR));
+        if early && self.receiving != Receiving::Open {
+            // RFC 9113, section 8.1: all was answered, and no more is wanted. The same as an
+            // application that closes its socket after its last byte.
+            self.sending = false;
+            return Ok(());
+        }
+        Err(Ended::Stream(error))
+    }
+
+    /// Stream to TCP.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<Result<(), Ended>> {
+        loop {
+            while self.receiving == Receiving::Open
+                && self.held < LARGEST_BATCH
+                && self.pieces.len() < PIECES
+            {
+                match self.stream.poll_data(cx) {
+                    Poll::Ready(Some(Ok(bytes))) => {
+                        self.held += bytes.len();
+                        self.pieces.push_back(bytes);
+                    }
+                    // What is held goes with the connection, as with TCP's own reset.
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Ended::Stream(error))),
+                    Poll::Ready(None) => self.receiving = Receiving::Ending,
+                    Poll::Pending => break,
+                }
+            }
+            if self.pieces.is_empty() {
+                if self.receiving == Receiving::Open {
+                    return Poll::Pending;
+                }
+                ready!(Pin::new(&mut self.tcp).poll_shutdown(cx))?;
+                self.receiving = Receiving::Finished;
+                return Poll::Ready(Ok(()));
+            }
+            let written = ready!(self.poll_write(cx))?;
+            *moved = true;
+            self.counters
+                .back
+                .fetch_add(written as u64, Ordering::Relaxed);
+            self.taken(written);
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let tcp = Pin::new(&mut self.tcp);
+        if let [piece] = self.pieces.make_contiguous() {
+            return tcp.poll_write(cx, piece);
+        }
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let pieces = self.pieces.len();
+        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        tcp.poll_write_vectored(cx, &slices[..pieces])
+    }
+
+    /// The socket has taken so many bytes: the peer may send as many.
+    fn taken(&mut self, written: usize) {
+        self.held -= written;
+        let mut left = written;
+        while let Some(piece) = self.pieces.front_mut() {
+            if piece.len() > left {
+                piece.advance(left);
+                break;
+            }
+            left -= piece.len();
+            self.pieces.pop_front();
+        }
+        self.stream.release(written);
+    }
+}
+
+impl From<std::io::Error> for Ended {
+    fn from(error: std::io::Error) -> Self {
+        Self::Tcp(Side::First, error)
+    }
+}
+
+impl Drop for Join<'_> {
+    fn drop(&mut self) {
+        if !self.orderly {
+            self.stream.reset(Reset::Cancel);
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Streams joined to TCP connections, over loopback.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use seine_hbone::copy::Side;
+use seine_hbone::{
+    CopyEnd, CopyOptions, Counters, Ended, Fault, Pool, Role, Settings, copy, copy_plain,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::support::{pair, server};
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.unwrap(), accepted.unwrap().0)
+}
+
+/// Two applications, joined through two proxies, or through one that copies plainly.
+struct Joined {
+    client: TcpStream,
+    server: TcpStream,
+    /// The copy next to the client.
+    outbound: JoinHandle<CopyEnd>,
+    inbound: Option<JoinHandle<CopyEnd>>,
+    counters: Arc<Counters>,
+}
+
+async fn joined(meshed: bool, options: CopyOptions) -> Joined {
+    let (client, near) = tcp_pair().await;
+    let (far, application) = tcp_pair().await;
+    let copying = join(meshed, near, far, options).await;
+    Joined {
+        client,
+        server: application,
+        outbound: copying.outbound,
+        inbound: copying.inbound,
+        counters: copying.counters,
+    }
+}
+
+/// What moves the bytes between the two connections.
+struct Copying {
+    outbound: JoinHandle<CopyEnd>,
+    inbound: Option<JoinHandle<CopyEnd>>,
+    counters: Arc<Counters>,
+}
+
+async fn join(meshed: bool, near: TcpStream, far: TcpStream, options: CopyOptions) -> Copying {
+    let counters = Arc::new(Counters::default());
+    let counted = Arc::clone(&counters);
+    if !meshed {
+        let outbound = tokio::spawn(async move { copy_plain(near, far, &options, &counted).await });
+        return Copying {
+            outbound,
+            inbound: None,
+            counters,
+        };
+    }
+    let (server, mut seen) = server(Settings::default());
+    let pool = Pool::new(Settings::default());
+    let (up, down) = pair(&pool, &server, &mut seen).await;
+    let both = options.clone();
+    let outbound = tokio::spawn(async move {
+        let _kept = (pool, server, seen);
+        copy(near, up, &options, &counted).await
+    });
+    let inbound = tokio::spawn(async move { copy(far, down, &both, &Counters::default()).await });
+    Copying {
+        outbound,
+        inbound: Some(inbound),
+        counters,
+    }
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length as u64)
+        .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect()
+}
+
+#[tokio::test]
+async fn bytes_arrive_whole_in_both_directions_at_once() {
+    for meshed in [true, false] {
+        let mut joined = joined(meshed, CopyOptions::default()).await;
+        let sent = pattern(6_000_001);
+        let (mut client_read, mut client_write) = joined.client.into_split();
+        let (mut server_read, mut server_write) = joined.server.split();
+        let (forth, back) = (sent.clone(), &sent[1..]);
+        let (mut got_back, mut got_forth) = (Vec::new(), Vec::new());
+        let write = async {
+            client_write.write_all(&forth).await.unwrap();
+            client_write.shutdown().await.unwrap();
+        };
+        let answer = async {
+            server_write.write_all(back).await.unwrap();
+            server_write.shutdown().await.unwrap();
+        };
+        let (_, _, a, b) = tokio::join!(
+            write,
+            answer,
+            client_read.read_to_end(&mut got_back),
+            server_read.read_to_end(&mut got_forth)
+        );
+        a.unwrap();
+        b.unwrap();
+        assert!(got_back == back && got_forth == forth, "meshed: {meshed}");
+        let end = joined.outbound.await.unwrap();
+        assert!(matches!(end.how, Ended::Finished), "{:?}", end.how);
+        assert_eq!(
+            (end.forth, end.back),
+            (forth.len() as u64, back.len() as u64)
+        );
+        assert_eq!(end.fault(Role::Outbound), None);
+        assert_eq!(joined.counters.forth(), end.forth);
+        if let Some(inbound) = joined.inbound {
+            let end = inbound.await.unwrap();
+            assert!(matches!(end.how, Ended::Finished), "{:?}", end.how);
+            assert_eq!(
+                (end.forth, end.back),
+                (back.len() as u64, forth.len() as u64)
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_may_follow_the_end_of_the_request() {
+    for meshed in [true, false] {
+        let mut joined = joined(meshed, CopyOptions::default()).await;
+        joined.client.write_all(b"question").await.unwrap();
+        joined.client.shutdown().await.unwrap();
+        let mut got = String::new();
+        joined.server.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "question");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        joined.server.write_all(b"answer").await.unwrap();
+        drop(joined.server);
+        got.clear();
+        joined.client.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "answer");
+        assert!(matches!(
+            joined.outbound.await.unwrap().how,
+            Ended::Finished
+        ));
+    }
+}
+
+#[tokio::test]
+async fn a_reset_by_either_application_reaches_the_other_as_a_reset() {
+    for meshed in [true, false] {
+        for by_client in [true, false] {
+            let joined = joined(meshed, CopyOptions::default()).await;
+            let (by, mut at) = match by_client {
+                true => (joined.client, joined.server),
+                false => (joined.server, joined.client),
+            };
+            by.set_zero_linger().unwrap();
+            drop(by);
+            let error = at.read(&mut [0; 16]).await.unwrap_err();
+            assert_eq!(
+                error.kind(),
+                ErrorKind::ConnectionReset,
+                "{meshed} {by_client}"
+            );
+            let end = joined.outbound.await.unwrap();
+            let fault = end.fault(Role::Outbound);
+            let expected = if by_client {
+                Fault::Downstream
+            } else {
+                Fault::Upstream
+            };
+            assert_eq!(fault, Some(expected), "{:?}", end.how);
+            if let (true, true) = (by_client, meshed) {
+                assert!(
+                    matches!(end.how, Ended::Tcp(Side::First, _)),
+                    "{:?}",
+                    end.how
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_is_a_reset_to_both_applications() {
+    for meshed in [true, false] {
+        let mut joined = joined(meshed, CopyOptions::default()).await;
+        joined.client.write_all(b"x").await.unwrap();
+        joined.server.read_exact(&mut [0]).await.unwrap();
+        joined.outbound.abort();
+        for application in [&mut joined.client, &mut joined.server] {
+            let error = application.read(&mut [0; 16]).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+    }
+}
+
+/// Set in the process that copies: how, and where the two applications listen.
+const COPYING_PROCESS: &str = "SEINE_TEST_COPYING_PROCESS";
+
+#[tokio::test]
+async fn a_kill_of_the_copying_process_is_a_reset_to_both_applications() {
+    if let Ok(task) = std::env::var(COPYING_PROCESS) {
+        return copy_until_killed(&task).await;
+    }
+    for meshed in [true, false] {
+        let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let task = format!(
+            "{meshed} {} {}",
+            near.local_addr().unwrap(),
+            far.local_addr().unwrap()
+        );
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "copying::a_kill_of_the_copying_process_is_a_reset_to_both_applications",
+            ])
+            .env(COPYING_PROCESS, task)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut client, _) = near.accept().await.unwrap();
+        let (mut server, _) = far.accept().await.unwrap();
+        client.write_all(b"question").await.unwrap();
+        server.read_exact(&mut [0; 8]).await.unwrap();
+        server.write_all(b"half an ans").await.unwrap();
+        client.read_exact(&mut [0; 11]).await.unwrap();
+        // SIGKILL: nothing of the process runs any more.
+        process.kill().unwrap();
+        process.wait().unwrap();
+        for application in [&mut client, &mut server] {
+            let end = application.read(&mut [0; 16]).await;
+            assert_eq!(
+                end.unwrap_err().kind(),
+                ErrorKind::ConnectionReset,
+                "meshed: {meshed}"
+            );
+        }
+    }
+}
+
+async fn copy_until_killed(task: &str) {
+    let words: Vec<&str> = task.split(' ').collect();
+    let near = TcpStream::connect(words[1]).await.unwrap();
+    let far = TcpStream::connect(words[2]).await.unwrap();
+    let copying = join(words[0] == "true", near, far, CopyOptions::default()).await;
+    copying.outbound.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_writer_is_stopped_by_a_reader_that_stalls_and_goes_on_with_it() {
+    for meshed in [true, false] {
+        let mut joined = joined(meshed, CopyOptions::default()).await;
+        let piece = pattern(1 << 20);
+        let mut written = 0usize;
+        let full = Duration::from_millis(300);
+        while let Ok(count) = tokio::time::timeout(full, joined.client.write(&piece)).await {
+            written += count.unwrap();
+            assert!(written < 64 << 20, "nothing stops the writer");
+        }
+        let mut got = vec![0; written];
+        joined.server.read_exact(&mut got).await.unwrap();
+        joined.client.write_all(b"more").await.unwrap();
+        joined.server.read_exact(&mut got[..4]).await.unwrap();
+        assert_eq!(&got[..4], b"more");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_at_its_limit_and_a_used_one_does_not() {
+    for meshed in [true, false] {
+        let limit = Duration::from_millis(400);
+        let options = CopyOptions {
+            idle_timeout: Some(limit),
+            ..CopyOptions::default()
+        };
+        let mut joined = joined(meshed, options).await;
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            joined.client.write_all(b"x").await.unwrap();
+            joined.server.read_exact(&mut [0]).await.unwrap();
+        }
+        assert!(!joined.outbound.is_finished());
+        let end = joined.outbound.await.unwrap();
+        // In the mesh either proxy's clock may be the first.
+        assert!(
+            matches!(end.how, Ended::Idle(_) | Ended::Stream(_)),
+            "{:?}",
+            end.how
+        );
+        assert!(joined.client.read(&mut [0]).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_half_closed_connection_has_a_limit_of_its_own() {
+    let limit = Duration::from_millis(200);
+    let options = CopyOptions {
+        idle_timeout: None,
+        half_closed_timeout: Some(limit),
+    };
+    let mut joined = joined(false, options).await;
+    tokio::time::sleep(limit * 2).await;
+    assert!(!joined.outbound.is_finished());
+    joined.client.shutdown().await.unwrap();
+    let end = joined.outbound.await.unwrap();
+    assert!(matches!(end.how, Ended::HalfClosed(_)), "{:?}", end.how);
+    assert_eq!(end.fault(Role::Inbound), Some(Fault::Internal));
+}
+
+#[tokio::test]
+async fn a_held_connection_costs_little() {
+    let (near, _client) = tcp_pair().await;
+    let (far, _server) = tcp_pair().await;
+    let (server, mut seen) = server(Settings::default());
+    let pool = Pool::new(Settings::default());
+    let (up, _down) = pair(&pool, &server, &mut seen).await;
+    let (options, counters) = (CopyOptions::default(), Counters::default());
+    let meshed = copy(near, up, &options, &counters);
+    assert!(
+        size_of_val(&meshed) <= 1024,
+        "{} bytes",
+        size_of_val(&meshed)
+    );
+    let (near, _other) = tcp_pair().await;
+    let plain = copy_plain(near, far, &options, &counters);
+    assert!(size_of_val(&plain) <= 1024, "{} bytes", size_of_val(&plain));
+}

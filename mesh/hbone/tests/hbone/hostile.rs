@@ -1,0 +1,217 @@
+//! What a peer that means no good, or isn't one of ours, can do.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use seine_hbone::{ServeError, Settings, Stats, StreamError};
+use seine_identity::testing::TestCa;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+use crate::support::{PEER, server};
+
+fn connect(uri: &str) -> Request<()> {
+    Request::connect(uri).body(()).unwrap()
+}
+
+#[tokio::test]
+async fn garbage_ends_the_connection_with_a_handshake_error() {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 4096],
+        &[0xff; 70_000],
+        b"\x16\x03\x01",
+    ] {
+        let (server, mut seen) = server(Settings::default());
+        let mut pipe = server.dial();
+        let _ = pipe.write_all(garbage).await;
+        let _ = pipe.shutdown().await;
+        let ended = seen.ended.recv().await;
+        assert!(
+            matches!(ended, Some(Err(ServeError::Handshake { .. }))),
+            "{ended:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stalls_in_the_handshake_is_let_go() {
+    let (server, mut seen) = server(Settings::default());
+    let begin = Instant::now();
+    let _pipe = server.dial();
+    let ended = seen.ended.recv().await;
+    assert!(
+        matches!(ended, Some(Err(ServeError::HandshakeTimeout { .. }))),
+        "{ended:?}"
+    );
+    assert_eq!(begin.elapsed(), server.settings.handshake_timeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stalls_after_tls_is_let_go() {
+    let (server, mut seen) = server(Settings::default());
+    let credentials = server.ca.credentials("shop", "web");
+    let config = credentials
+        .client_config(&server.ca.identity("shop", "db").into())
+        .unwrap();
+    let name = seine_identity::server_name(PEER.ip());
+    let tls = tokio_rustls::TlsConnector::from(config);
+    let _tls = tls.connect(name, server.dial()).await.unwrap();
+    let ended = seen.ended.recv().await;
+    assert!(
+        matches!(ended, Some(Err(ServeError::HandshakeTimeout { .. }))),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn garbage_within_tls_ends_the_connection() {
+    let (server, mut seen) = server(Settings::default());
+    let credentials = server.ca.credentials("shop", "web");
+    let config = credentials
+        .client_config(&server.ca.identity("shop", "db").into())
+        .unwrap();
+    let name = seine_identity::server_name(PEER.ip());
+    let tls = tokio_rustls::TlsConnector::from(config);
+    let mut tls = tls.connect(name, server.dial()).await.unwrap();
+    tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff")
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    let _ = tls.read_to_end(&mut rest).await;
+    let ended = seen.ended.recv().await;
+    assert!(
+        matches!(ended, Some(Err(ServeError::Protocol { .. }))),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_client_of_a_domain_that_is_not_trusted_is_refused() {
+    let (server, mut seen) = server(Settings::default());
+    let credentials = TestCa::new("cluster.local").credentials("shop", "web");
+    let config = credentials
+        .client_config(&server.ca.identity("shop", "db").into())
+        .unwrap();
+    let name = seine_identity::server_name(PEER.ip());
+    let tls = tokio_rustls::TlsConnector::from(config);
+    assert!(tls.connect(name, server.dial()).await.is_err());
+    let ended = seen.ended.recv().await;
+    assert!(
+        matches!(ended, Some(Err(ServeError::Handshake { .. }))),
+        "{ended:?}"
+    );
+    assert_eq!(
+        seine_hbone::Pool::new(Settings::default()).stats(),
+        Stats::default()
+    );
+}
+
+#[tokio::test]
+async fn headers_beyond_the_limit_are_refused_and_the_tunnel_lives_on() {
+    let (server, mut seen) = server(Settings::default());
+    let mut raw = server.raw().await;
+    let mut head = connect("10.0.0.2:80");
+    for number in 0..40 {
+        let name = http::HeaderName::from_bytes(format!("x-{number}").as_bytes()).unwrap();
+        head.headers_mut()
+            .insert(name, "a".repeat(1000).parse().unwrap());
+    }
+    let (response, _) = raw.send_request(head, false).unwrap();
+    let status = response.await.map(|response| response.status());
+    assert_eq!(status.unwrap(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let (response, _send) = raw.send_request(connect("10.0.0.2:80"), false).unwrap();
+    let (response, _far) = tokio::join!(response, seen.accept());
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused_one_by_one() {
+    let settings = Settings {
+        streams_accepted: 5,
+        ..Settings::default()
+    };
+    let (server, mut seen) = server(settings);
+    let mut raw = server.raw().await;
+    // Sent before the server's settings are known, so that the client doesn't hold them back.
+    let mut sent: Vec<_> = (0..8)
+        .map(|_| raw.send_request(connect("10.0.0.2:80"), false).unwrap())
+        .collect();
+    let mut kept = Vec::new();
+    for _ in 0..5 {
+        kept.push(seen.accept().await);
+    }
+    let mut refused = 0;
+    for (response, _) in sent.drain(..) {
+        match tokio::time::timeout(Duration::from_millis(500), response).await {
+            Ok(Ok(response)) => assert_eq!(response.status(), StatusCode::OK),
+            Ok(Err(error)) => {
+                assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM));
+                refused += 1;
+            }
+            // Held back by the client, which has learned the limit meanwhile.
+            Err(_) => refused += 1,
+        }
+    }
+    assert_eq!(refused, 3);
+}
+
+#[tokio::test]
+async fn streams_opened_and_reset_without_end_leave_a_bounded_number_of_handlers() {
+    let (server, mut seen) = server(Settings::default());
+    let mut raw = server.raw().await;
+    // The handlers, which keep what they got, are as slow as can be.
+    for _ in 0..5000 {
+        let Ok((response, mut send)) = raw.send_request(connect("10.0.0.2:80"), false) else {
+            break;
+        };
+        send.send_reset(h2::Reason::CANCEL);
+        drop((response, send));
+        tokio::task::yield_now().await;
+        if std::future::poll_fn(|cx| raw.poll_ready(cx)).await.is_err() {
+            break;
+        }
+    }
+    let mut held = Vec::new();
+    let quiet = Duration::from_millis(200);
+    while let Ok(Some(incoming)) = tokio::time::timeout(quiet, seen.incoming.recv()).await {
+        held.push(incoming);
+        assert!(held.len() <= 200, "more handlers than streams are allowed");
+    }
+    for incoming in &mut held {
+        let reason = incoming.given_up().await;
+        assert!(
+            matches!(reason, StreamError::Reset(_) | StreamError::TunnelLost(_)),
+            "{reason}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_empty_frames_does_not_grow_memory_without_bound() {
+    let (server, mut seen) = server(Settings::default());
+    let mut raw = server.raw().await;
+    let (_response, mut send) = raw.send_request(connect("10.0.0.2:80"), false).unwrap();
+    let _far = seen.accept().await;
+    for count in 0..2_000_000u32 {
+        if send.send_data(Bytes::new(), false).is_err() {
+            break;
+        }
+        if count % 64 == 0 {
+            tokio::task::yield_now().await;
+            if let Ok(ended) = seen.ended.try_recv() {
+                assert!(
+                    matches!(ended, Err(ServeError::Protocol { .. })),
+                    "{ended:?}"
+                );
+                return;
+            }
+        }
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(20), seen.ended.recv()).await;
+    assert!(
+        matches!(ended, Ok(Some(Err(ServeError::Protocol { .. })))),
+        "{ended:?}"
+    );
+}

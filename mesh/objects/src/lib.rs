@@ -1,0 +1,25 @@
+//! The Kubernetes objects that Seine reads, their sources, and the policy CRDs.
+//!
+//! What control plane and node agent know of a cluster is an [`ObjectSet`]: an immutable snapshot
+//! of typed objects. A source keeps making new ones; the one here is [`DirectorySource`], a folder
+//! of YAML. Everything that both must decide alike is decided here and nowhere else: who is opted
+//! in ([`enrolment()`]), which pods are finished, which objects are valid.
+//!
+//! An object that is in a set is valid: what didn't parse or validate never gets in, it becomes a
+//! [`Problem`] and the last good version of it stays.
+
+#![forbid(unsafe_code)]
+
+mod directory;
+mod document;
+pub mod enrolment;
+mod parse;
+pub mod pods;
+pub mod policy;
+mod set;
+
+pub use directory::{DirectoryOptions, DirectorySource, SourceError};
+pub use enrolment::{Enrolment, EnrolmentSettings, Refusal, enrolment};
+pub use k8s_openapi;
+pub use parse::{Kind, Object, ParsedFile, Problem, parse_text};
+pub use set::{ObjectKey, ObjectSet, Objects};

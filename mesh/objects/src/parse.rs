@@ -1,0 +1,428 @@
+//! From the text of a file to valid, typed objects.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use k8s_openapi::{
+    Metadata,
+    api::{
+        core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    ObjectKey,
+    document::{Document, split},
+    policy::{self, AuthorizationPolicy, FieldError, MeshTls},
+};
+
+/// The kinds that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each is the Kubernetes kind of that name")]
+pub enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    EndpointSlice,
+    ServiceAccount,
+    AuthorizationPolicy,
+    MeshTls,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MeshTls => f.write_str("MeshTLS"),
+            other => fmt::Debug::fmt(other, f),
+        }
+    }
+}
+
+/// One object of a kind that is read.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "each is the Kubernetes kind of that name")]
+pub enum Object {
+    Namespace(Arc<Namespace>),
+    Node(Arc<Node>),
+    Pod(Arc<Pod>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+    ServiceAccount(Arc<ServiceAccount>),
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    MeshTls(Arc<MeshTls>),
+}
+
+impl Object {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ServiceAccount(_) => Kind::ServiceAccount,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::MeshTls(_) => Kind::MeshTls,
+        }
+    }
+}
+
+/// Something that is wrong with a file or an object in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Counted from 1.
+    pub line: Option<u64>,
+    /// `Kind namespace/name`, as far as known.
+    pub object: Option<String>,
+    /// Path of the field, such as `spec.rules[0].to`.
+    pub field: Option<String>,
+    /// What is wrong.
+    pub message: String,
+    /// An earlier, good version of the object (or of the file's objects) stays in force.
+    pub last_good_kept: bool,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, ": {object}")?;
+        }
+        if let Some(field) = &self.field {
+            write!(f, ": {field}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        if self.last_good_kept {
+            write!(f, " (the last good version stays in force)")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a file's text holds.
+#[derive(Clone, Debug, Default)]
+pub struct ParsedFile {
+    /// The valid objects with their lines, in order.
+    pub objects: Vec<(ObjectKey, Object, u64)>,
+    /// What was wrong; `file` is what [`parse_text`] was given.
+    pub problems: Vec<Problem>,
+    /// Objects that are there and invalid: their last good version should stay.
+    pub(crate) invalid: Vec<(Kind, ObjectKey)>,
+    /// A part could not be read far enough to say which object it is: it may be any of those that
+    /// the file had before.
+    pub(crate) unreadable: bool,
+}
+
+/// Parses YAML (or JSON, which is YAML): any number of documents, `List`s too. Kinds that Seine
+/// doesn't read are left out in silence.
+pub fn parse_text(file: impl Into<PathBuf>, text: &str) -> ParsedFile {
+    let mut parsing = Parsing {
+        file: file.into(),
+        parsed: ParsedFile::default(),
+    };
+    for (before, part) in split(text) {
+        match Document::parse(part, before) {
+            Ok(None) => {}
+            Ok(Some(document)) => parsing.object(&document, document.value(), ""),
+            Err(error) => {
+                parsing.parsed.unreadable = true;
+                parsing.problem(error.line.or(Some(before + 1)), None, None, error.message);
+            }
+        }
+    }
+    parsing.parsed
+}
+
+struct Parsing {
+    file: PathBuf,
+    parsed: ParsedFile,
+}
+
+impl Parsing {
+    fn problem(
+        &mut self,
+        line: Option<u64>,
+        object: Option<String>,
+        field: Option<String>,
+        message: String,
+    ) {
+        let file = self.file.clone();
+        let problem = Problem {
+            file,
+            line,
+            object,
+            field,
+            message,
+            last_good_kept: false,
+        };
+        self.parsed.problems.push(problem);
+    }
+
+    /// `at` is the path of `value` in the document: empty but for items of a `List`.
+    fn object(&mut self, document: &Document, mut value: Value, at: &str) {
+        let text = |value: &Value, field: &str| value[field].as_str().map(str::to_owned);
+        let line = document.line_of(at);
+        let (Some(api_version), Some(kind)) = (text(&value, "apiVersion"), text(&value, "kind"))
+        else {
+            self.parsed.unreadable = true;
+            let message = "no Kubernetes object: apiVersion or kind is missing".to_owned();
+            return self.problem(Some(line), None, None, message);
+        };
+        if kind == "List" && api_version == "v1" {
+            let items = match value.get_mut("items").map(Value::take) {
+                Some(Value::Array(items)) => items,
+                _ => Vec::new(),
+            };
+            for (index, item) in items.into_iter().enumerate() {
+                self.object(document, item, &format!("{at}items[{index}]."));
+            }
+            return;
+        }
+        let Some(kind) = known_kind(&api_version, &kind) else {
+            tracing::debug!(file = %self.file.display(), line, api_version, kind, "kind is not read");
+            return;
+        };
+        if kind == Kind::AuthorizationPolicy || kind == Kind::MeshTls {
+            // The types refuse unknown fields of `spec`; a stale status is not ours to judge.
+            value.as_object_mut().map(|object| object.remove("status"));
+        }
+        self.typed(document, kind, value, at, line);
+    }
+
+    fn typed(&mut self, document: &Document, kind: Kind, mut value: Value, at: &str, line: u64) {
+        let namespaced = !matches!(kind, Kind::Namespace | Kind::Node);
+        let metadata = &mut value["metadata"];
+        let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
+            self.parsed.unreadable = true;
+            let line = document.line_of(&format!("{at}metadata"));
+            let (object, field) = (Some(kind.to_string()), Some("metadata.name".to_owned()));
+            return self.problem(Some(line), object, field, "is missing".into());
+        };
+        let namespace = match namespaced {
+            true => metadata["namespace"]
+                .as_str()
+                .filter(|name| !name.is_empty())
+                .unwrap_or("default"),
+            false => "",
+        };
+        let key = ObjectKey::new(namespace, name);
+        // Keys are built into names of resources: a slash in one would make it another's.
+        let bad_name = match (policy::is_name(name), namespace) {
+            (false, _) => Some(("metadata.name", name)),
+            (true, "") => None,
+            (true, namespace) if policy::is_name(namespace) => None,
+            (true, namespace) => Some(("metadata.namespace", namespace)),
+        };
+        if let Some((field, text)) = bad_name {
+            let message = format!("{text:?} is no lowercase RFC 1123 name");
+            let line = document.line_of(&format!("{at}{field}"));
+            let object = Some(format!("{kind} {key}"));
+            return self.problem(Some(line), object, Some(field.into()), message);
+        }
+        if namespaced {
+            metadata["namespace"] = Value::String(key.namespace.clone());
+        }
+        match build(kind, value) {
+            Ok(object) => self.parsed.objects.push((key, object, line)),
+            Err(errors) => {
+                for FieldError { field, message } in errors {
+                    let line = document.line_of(&format!("{at}{field}"));
+                    let object = Some(format!("{kind} {key}"));
+                    self.problem(Some(line), object, Some(field), message);
+                }
+                self.parsed.invalid.push((kind, key));
+            }
+        }
+    }
+}
+
+fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
+    Some(match (api_version, kind) {
+        ("v1", "Namespace") => Kind::Namespace,
+        ("v1", "Node") => Kind::Node,
+        ("v1", "Pod") => Kind::Pod,
+        ("v1", "Service") => Kind::Service,
+        ("v1", "ServiceAccount") => Kind::ServiceAccount,
+        ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
+        (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
+        (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
+        _ => return None,
+    })
+}
+
+fn build(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
+    Ok(match kind {
+        Kind::Namespace => Object::Namespace(core(value)?),
+        Kind::Node => Object::Node(core(value)?),
+        Kind::Pod => Object::Pod(core(value)?),
+        Kind::Service => Object::Service(core(value)?),
+        Kind::EndpointSlice => Object::EndpointSlice(core(value)?),
+        Kind::ServiceAccount => Object::ServiceAccount(core(value)?),
+        Kind::AuthorizationPolicy => {
+            let policy: AuthorizationPolicy = typed(value)?;
+            check(policy.validate())?;
+            Object::AuthorizationPolicy(Arc::new(policy))
+        }
+        Kind::MeshTls => {
+            let policy: MeshTls = typed(value)?;
+            check(policy.validate())?;
+            Object::MeshTls(Arc::new(policy))
+        }
+    })
+}
+
+fn core<T: DeserializeOwned + Metadata<Ty = ObjectMeta>>(
+    value: Value,
+) -> Result<Arc<T>, Vec<FieldError>> {
+    typed(value).map(Arc::new)
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Vec<FieldError>> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = match error.path().to_string() {
+            path if path == "." => String::new(),
+            path => path,
+        };
+        vec![FieldError {
+            field,
+            message: error.into_inner().to_string(),
+        }]
+    })
+}
+
+fn check(errors: Vec<FieldError>) -> Result<(), Vec<FieldError>> {
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_object_is_named_by_line_and_field_and_the_others_are_read() {
+        let text = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: skipped}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec:
+  containers:
+  - name: web
+    ports:
+    - containerPort: eighty
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  rules:
+  - from:
+    - ipBlocks:
+      - 10.0.0.0/8
+      - 10.0.0.0/64
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: MeshTLS
+metadata: {name: default}
+spec: {mode: Strict, port: 1}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: web}
+";
+        let parsed = parse_text("a.yaml", text);
+        let keys: Vec<_> = parsed
+            .objects
+            .iter()
+            .map(|(key, object, _)| format!("{} {key}", object.kind()))
+            .collect();
+        assert_eq!(keys, ["Namespace shop", "ServiceAccount default/web"]);
+        let problems: Vec<_> = parsed
+            .problems
+            .iter()
+            .map(|p| {
+                (
+                    p.line.unwrap(),
+                    p.object.as_deref().unwrap(),
+                    p.field.as_deref().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            problems[0],
+            (
+                16,
+                "Pod shop/web",
+                "spec.containers[0].ports[0].containerPort"
+            )
+        );
+        assert_eq!(
+            problems[1],
+            (
+                26,
+                "AuthorizationPolicy shop/db",
+                "spec.rules[0].from[0].ipBlocks[1]"
+            )
+        );
+        assert_eq!(
+            (problems[2].0, problems[2].1),
+            (31, "MeshTLS default/default")
+        );
+        assert_eq!(problems.len(), 3);
+        assert_eq!(parsed.invalid.len(), 3);
+        assert!(!parsed.unreadable);
+        assert!(
+            parsed.problems[0]
+                .to_string()
+                .starts_with("a.yaml:16: Pod shop/web: spec.")
+        );
+    }
+
+    #[test]
+    fn the_items_of_a_list_are_objects() {
+        let text = "
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Node, metadata: {name: a}}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: b}
+  spec: {ports: [{port: x}]}
+";
+        let parsed = parse_text("a.yaml", text);
+        assert_eq!(parsed.objects[0].0, ObjectKey::cluster("a"));
+        assert_eq!(parsed.problems[0].line, Some(9));
+    }
+
+    #[test]
+    fn what_is_no_object_is_a_problem() {
+        let parsed = parse_text(
+            "a.yaml",
+            "just: a map\n---\n- a\n---\nkind: Pod\napiVersion: v1\n",
+        );
+        assert_eq!(parsed.problems.len(), 3);
+        assert!(parsed.unreadable);
+    }
+}

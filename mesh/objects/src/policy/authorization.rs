@@ -1,0 +1,450 @@
+//! `AuthorizationPolicy`: who may open which connections.
+
+use ipnet::IpNet;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Errors, FieldError, PolicyStatus, Selector};
+
+/// Allows or denies connections to the pods that it selects.
+///
+/// A connection is denied if any `Deny` policy matches it; else allowed if no `Allow` policy
+/// selects the pod or any of them matches; else denied. Without `selector` and `targetRefs` a
+/// policy holds for its namespace, and in `seine-system` for the mesh.
+#[derive(
+    CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema,
+)]
+#[kube(
+    group = "policy.seine.dev",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    plural = "authorizationpolicies",
+    namespaced,
+    status = "PolicyStatus",
+    derive = "PartialEq",
+    category = "seine",
+    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.action"}"#
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationPolicySpec {
+    /// What becomes of a connection that a rule matches.
+    #[serde(default)]
+    pub action: Action,
+    /// Judge, count and log, but don't enforce. For trying an `Allow` or `Deny` out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// Pods of this namespace (in `seine-system`: of every namespace).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+    /// Objects that it is attached to; not together with `selector`. A `Service` stands for the
+    /// pods behind it, and each rule then covers the ports that the service leads to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub target_refs: Vec<TargetRef>,
+    /// The policy matches if any rule does; without rules it matches nothing, so that an `Allow`
+    /// policy without rules allows nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+}
+
+/// What a policy does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Action {
+    /// What matches is allowed; everything else that no other `Allow` policy matches is not.
+    #[default]
+    Allow,
+    /// What matches is denied, whatever else allows it.
+    Deny,
+    /// What matches is counted and logged as a connection that `Deny` would have denied.
+    Audit,
+}
+
+/// An object of the policy's own namespace that it is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetRef {
+    /// API group; empty for the core group.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// `Service`; others are accepted and reported as not resolved.
+    pub kind: String,
+    /// The object's name.
+    pub name: String,
+}
+
+/// Matches if any of `from` matches (or there is none) and any of `to` does (or there is none).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    /// Where the connection comes from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<Source>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<Operation>,
+}
+
+/// A client. Every field that is set must hold; of a field's values any, of a `not` field's none.
+///
+/// Namespaces and service accounts are those of the mesh's own trust domain. A connection in
+/// plaintext has no principal: it matches none of the positive fields but `ipBlocks`, and every
+/// negative one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    /// SPIFFE ids, with or without `spiffe://`; `*` for any, `*x` and `x*` for an end or a start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub principals: Vec<String>,
+    /// As `principals`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_principals: Vec<String>,
+    /// `name` of the policy's own namespace, or `namespace/name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    /// As `serviceAccounts`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_service_accounts: Vec<String>,
+    /// Names; `*` for any, `x*` for a start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// As `namespaces`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_namespaces: Vec<String>,
+    /// Addresses or CIDR blocks of the client.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ip_blocks: Vec<String>,
+    /// As `ipBlocks`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_ip_blocks: Vec<String>,
+}
+
+/// What a connection or request is for. Every field that is set must hold.
+///
+/// The fields below the ports need a waypoint. Until one enforces them, an `Allow` rule with such
+/// a field allows nothing, and a `Deny` rule with one denies as if the field were not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Operation {
+    /// Ports on which the pod listens (not the service's).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+    /// As `ports`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_ports: Vec<u16>,
+    /// HTTP methods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// As `methods`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_methods: Vec<String>,
+    /// HTTP paths; `*` as in `principals`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// As `paths`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_paths: Vec<String>,
+    /// HTTP hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// As `hosts`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_hosts: Vec<String>,
+    /// HTTP headers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// An HTTP header that must have one of the values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderMatch {
+    /// The header's name.
+    pub name: String,
+    /// Any of these; `*` as in `principals`.
+    pub values: Vec<String>,
+}
+
+impl Operation {
+    /// Names of the fields that are set and need L7.
+    pub fn l7_fields(&self) -> Vec<&'static str> {
+        [
+            ("methods", self.methods.is_empty()),
+            ("notMethods", self.not_methods.is_empty()),
+            ("paths", self.paths.is_empty()),
+            ("notPaths", self.not_paths.is_empty()),
+            ("hosts", self.hosts.is_empty()),
+            ("notHosts", self.not_hosts.is_empty()),
+            ("headers", self.headers.is_empty()),
+        ]
+        .into_iter()
+        .filter_map(|(name, empty)| (!empty).then_some(name))
+        .collect()
+    }
+}
+
+/// Parses a CIDR block, or an address as the block that holds it alone. Host bits are cleared.
+pub(crate) fn parse_ip_block(text: &str) -> Option<IpNet> {
+    match text.parse::<IpNet>() {
+        Ok(net) => Some(net.trunc()),
+        Err(_) => text.parse::<std::net::IpAddr>().ok().map(IpNet::from),
+    }
+}
+
+impl Source {
+    /// The blocks of `ipBlocks` and `notIpBlocks`.
+    pub fn blocks(&self) -> (Vec<IpNet>, Vec<IpNet>) {
+        let parse = |texts: &[String]| {
+            texts
+                .iter()
+                .filter_map(|text| parse_ip_block(text))
+                .collect()
+        };
+        (parse(&self.ip_blocks), parse(&self.not_ip_blocks))
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn validate(&self, path: &str, errors: &mut Errors) {
+        if self.is_empty() {
+            errors.add(
+                path,
+                "names no client: leave `from` out to mean every client",
+            );
+        }
+        for (field, values) in [
+            ("principals", &self.principals),
+            ("notPrincipals", &self.not_principals),
+        ] {
+            each(values, path, field, errors, |value| {
+                let value = value.strip_prefix("spiffe://").unwrap_or(value);
+                match pattern(value) {
+                    Some(rest) if rest.contains("://") => {
+                        Some("has a scheme that is not spiffe".into())
+                    }
+                    Some(rest) if rest == value && !value.contains('/') => Some(format!(
+                        "{value:?} is no SPIFFE id: write trust-domain/ns/NAMESPACE/sa/NAME"
+                    )),
+                    Some(_) => None,
+                    None => Some(format!(
+                        "{value:?}: `*` may stand alone, first or last only"
+                    )),
+                }
+            });
+        }
+        for (field, values) in [
+            ("serviceAccounts", &self.service_accounts),
+            ("notServiceAccounts", &self.not_service_accounts),
+        ] {
+            each(values, path, field, errors, |value| {
+                let (namespace, name) = value.split_once('/').unwrap_or(("default", value));
+                let good = is_name(namespace) && is_name(name);
+                (!good).then(|| format!("{value:?} is neither `name` nor `namespace/name`"))
+            });
+        }
+        for (field, values) in [
+            ("namespaces", &self.namespaces),
+            ("notNamespaces", &self.not_namespaces),
+        ] {
+            each(values, path, field, errors, |value| {
+                let start = value.strip_suffix('*').unwrap_or(value);
+                let good = value == "*" || is_name(start.trim_end_matches('-'));
+                (!good).then(|| format!("{value:?} is no namespace, `*` or `start*`"))
+            });
+        }
+        for (field, values) in [
+            ("ipBlocks", &self.ip_blocks),
+            ("notIpBlocks", &self.not_ip_blocks),
+        ] {
+            each(values, path, field, errors, |value| {
+                parse_ip_block(value)
+                    .is_none()
+                    .then(|| format!("{value:?} is neither an IP address nor a CIDR block"))
+            });
+        }
+    }
+}
+
+impl AuthorizationPolicy {
+    /// Everything that is wrong with it.
+    pub fn validate(&self) -> Vec<FieldError> {
+        let mut errors = Errors::default();
+        let spec = &self.spec;
+        if let Some(selector) = &spec.selector {
+            selector.validate("spec.selector", &mut errors);
+            if !spec.target_refs.is_empty() {
+                errors.add("spec.targetRefs", "not together with selector");
+            }
+        }
+        for (index, target) in spec.target_refs.iter().enumerate() {
+            let path = format!("spec.targetRefs[{index}]");
+            if target.kind.is_empty() {
+                errors.add(format!("{path}.kind"), "is empty");
+            }
+            if target.name.is_empty() {
+                errors.add(format!("{path}.name"), "is empty");
+            }
+        }
+        for (index, rule) in spec.rules.iter().enumerate() {
+            for (from, source) in rule.from.iter().enumerate() {
+                source.validate(&format!("spec.rules[{index}].from[{from}]"), &mut errors);
+            }
+            for (to, operation) in rule.to.iter().enumerate() {
+                validate_operation(
+                    operation,
+                    &format!("spec.rules[{index}].to[{to}]"),
+                    &mut errors,
+                );
+            }
+        }
+        errors.0
+    }
+}
+
+fn validate_operation(operation: &Operation, path: &str, errors: &mut Errors) {
+    if *operation == Operation::default() {
+        errors.add(
+            path,
+            "names nothing: leave `to` out to mean every connection",
+        );
+    }
+    for (field, ports) in [
+        ("ports", &operation.ports),
+        ("notPorts", &operation.not_ports),
+    ] {
+        for (index, port) in ports.iter().enumerate() {
+            errors.port(format!("{path}.{field}[{index}]"), *port);
+        }
+    }
+    for (index, header) in operation.headers.iter().enumerate() {
+        if header.name.is_empty() {
+            errors.add(format!("{path}.headers[{index}].name"), "is empty");
+        }
+        if header.values.is_empty() {
+            errors.add(format!("{path}.headers[{index}].values"), "is empty");
+        }
+    }
+}
+
+fn each(
+    values: &[String],
+    path: &str,
+    field: &str,
+    errors: &mut Errors,
+    wrong: impl Fn(&str) -> Option<String>,
+) {
+    for (index, value) in values.iter().enumerate() {
+        let message = match value.is_empty() {
+            true => Some("is empty".to_owned()),
+            false => wrong(value),
+        };
+        if let Some(message) = message {
+            errors.add(format!("{path}.{field}[{index}]"), message);
+        }
+    }
+}
+
+/// The pattern without its `*`; `None` where a `*` stands elsewhere or there are two.
+fn pattern(value: &str) -> Option<&str> {
+    let rest = value
+        .strip_prefix('*')
+        .or_else(|| value.strip_suffix('*'))
+        .unwrap_or(value);
+    (!rest.contains('*')).then_some(rest)
+}
+
+/// An RFC 1123 subdomain, as Kubernetes wants for names.
+pub(crate) fn is_name(text: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.len() <= 253
+        && bytes.first().is_some_and(|byte| alphanumeric(*byte))
+        && bytes.last().is_some_and(|byte| alphanumeric(*byte))
+        && bytes
+            .iter()
+            .all(|byte| alphanumeric(*byte) || matches!(byte, b'-' | b'.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(spec: &str) -> Vec<String> {
+        let spec: AuthorizationPolicySpec = serde_saphyr::from_str(spec).unwrap();
+        AuthorizationPolicy::new("p", spec)
+            .validate()
+            .into_iter()
+            .map(|error| error.field)
+            .collect()
+    }
+
+    #[test]
+    fn a_full_policy_is_valid() {
+        let none: Vec<String> = Vec::new();
+        assert_eq!(
+            errors(
+                "
+action: Deny
+selector: {matchLabels: {app: db}}
+rules:
+- from:
+  - principals: ['spiffe://cluster.local/ns/a/sa/b', '*/sa/x', 'cluster.local/ns/a*', '*']
+    notServiceAccounts: [api, other/api]
+    namespaces: [shop, 'team-*', '*']
+    ipBlocks: [10.0.0.0/8, 'fd00::1']
+  to:
+  - ports: [5432]
+    methods: [GET]
+"
+            ),
+            none
+        );
+    }
+
+    #[test]
+    fn every_error_names_its_field() {
+        assert_eq!(
+            errors(
+                "
+selector: {}
+targetRefs: [{kind: Service, name: ''}]
+rules:
+- from:
+  - {}
+  - principals: ['a*b', nonsense, 'http://x/y']
+    serviceAccounts: [a/b/c, '']
+    namespaces: ['*x', Big]
+    notIpBlocks: [10.0.0.0/33]
+  to:
+  - {}
+  - notPorts: [80, 0]
+  - headers: [{name: '', values: []}]
+"
+            ),
+            [
+                "spec.selector",
+                "spec.targetRefs",
+                "spec.targetRefs[0].name",
+                "spec.rules[0].from[0]",
+                "spec.rules[0].from[1].principals[0]",
+                "spec.rules[0].from[1].principals[1]",
+                "spec.rules[0].from[1].principals[2]",
+                "spec.rules[0].from[1].serviceAccounts[0]",
+                "spec.rules[0].from[1].serviceAccounts[1]",
+                "spec.rules[0].from[1].namespaces[0]",
+                "spec.rules[0].from[1].namespaces[1]",
+                "spec.rules[0].from[1].notIpBlocks[0]",
+                "spec.rules[0].to[0]",
+                "spec.rules[0].to[1].notPorts[1]",
+                "spec.rules[0].to[2].headers[0].name",
+                "spec.rules[0].to[2].headers[0].values",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_misspelt_field_is_an_error() {
+        assert!(serde_saphyr::from_str::<AuthorizationPolicySpec>("rule: []").is_err());
+    }
+}

@@ -1,0 +1,145 @@
+//! A snapshot of all objects.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
+};
+
+use crate::{
+    Object,
+    policy::{AuthorizationPolicy, MeshTls},
+};
+
+/// Objects of one kind. An object that didn't change keeps its `Arc` from one set to the next.
+pub type Objects<T> = BTreeMap<ObjectKey, Arc<T>>;
+
+/// Everything that is known of the cluster at one time.
+///
+/// Equal sets are equal in content. Every object is valid (see the crate's documentation).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ObjectSet {
+    /// Keyed with an empty namespace.
+    pub namespaces: Objects<Namespace>,
+    /// Keyed with an empty namespace.
+    pub nodes: Objects<Node>,
+    /// Also finished ones, see [`crate::pods::is_finished`].
+    pub pods: Objects<Pod>,
+    /// Of every type.
+    pub services: Objects<Service>,
+    /// Of every service, those made from pods too.
+    pub endpoint_slices: Objects<EndpointSlice>,
+    /// Service accounts.
+    pub service_accounts: Objects<ServiceAccount>,
+    /// `policy.seine.dev` authorization policies.
+    pub authorization_policies: Objects<AuthorizationPolicy>,
+    /// `policy.seine.dev` TLS modes.
+    pub mesh_tls: Objects<MeshTls>,
+}
+
+impl ObjectSet {
+    /// The namespace object of that name.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces
+            .get(&ObjectKey::cluster(name))
+            .map(AsRef::as_ref)
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(&ObjectKey::cluster(name)).map(AsRef::as_ref)
+    }
+
+    /// The pod of that namespace and name.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        self.pods
+            .get(&ObjectKey::new(namespace, name))
+            .map(AsRef::as_ref)
+    }
+
+    /// Puts an object in, in the place of an earlier one of that kind and key.
+    pub fn insert(&mut self, key: ObjectKey, object: Object) {
+        match object {
+            Object::Namespace(object) => drop(self.namespaces.insert(key, object)),
+            Object::Node(object) => drop(self.nodes.insert(key, object)),
+            Object::Pod(object) => drop(self.pods.insert(key, object)),
+            Object::Service(object) => drop(self.services.insert(key, object)),
+            Object::EndpointSlice(object) => drop(self.endpoint_slices.insert(key, object)),
+            Object::ServiceAccount(object) => drop(self.service_accounts.insert(key, object)),
+            Object::AuthorizationPolicy(object) => {
+                drop(self.authorization_policies.insert(key, object));
+            }
+            Object::MeshTls(object) => drop(self.mesh_tls.insert(key, object)),
+        }
+    }
+
+    /// The valid objects of a YAML text: for tests and for tools that read a single file.
+    pub fn from_yaml(text: &str) -> (Self, Vec<crate::Problem>) {
+        let parsed = crate::parse_text("", text);
+        let mut set = Self::default();
+        for (key, object, _) in parsed.objects {
+            set.insert(key, object);
+        }
+        (set, parsed.problems)
+    }
+
+    /// Takes the `Arc` of `older` for every object that is equal there.
+    pub(crate) fn share_unchanged(&mut self, older: &Self) {
+        share(&mut self.namespaces, &older.namespaces);
+        share(&mut self.nodes, &older.nodes);
+        share(&mut self.pods, &older.pods);
+        share(&mut self.services, &older.services);
+        share(&mut self.endpoint_slices, &older.endpoint_slices);
+        share(&mut self.service_accounts, &older.service_accounts);
+        share(
+            &mut self.authorization_policies,
+            &older.authorization_policies,
+        );
+        share(&mut self.mesh_tls, &older.mesh_tls);
+    }
+}
+
+fn share<T: PartialEq>(new: &mut Objects<T>, older: &Objects<T>) {
+    for (key, object) in new {
+        if let Some(known) = older.get(key)
+            && (Arc::ptr_eq(object, known) || **object == **known)
+        {
+            *object = known.clone();
+        }
+    }
+}
+
+/// Namespace and name; the namespace of a cluster-wide object is empty.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Empty for a cluster-wide object.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// The key of a namespaced object.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// The key of a cluster-wide object.
+    pub fn cluster(name: impl Into<String>) -> Self {
+        Self::new("", name)
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The committed CRDs are those of the types.
+
+use std::path::Path;
+
+#[test]
+fn the_committed_crds_are_current() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
+    for (name, yaml) in seine_objects::policy::crds().unwrap() {
+        let committed = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        assert!(
+            committed == yaml,
+            "{name} is stale: run `cargo run -p seine-control -- crds`"
+        );
+        for needed in ["type: object", "status: {}", "enum:"] {
+            assert!(yaml.contains(needed), "{name} lacks {needed:?}");
+        }
+        assert!(
+            !yaml.contains("additionalProperties: false"),
+            "no structural schema"
+        );
+    }
+}

@@ -1,0 +1,26 @@
+//! The L4 policy model and the one verdict function.
+//!
+//! [`verdict()`] judges a connection by the policies that apply to its destination. It is pure: the
+//! proxies enforce what it says, [`explain()`] shows how it came to say it (by the same evaluation,
+//! watched), and tests compare the two with what a running proxy does.
+//!
+//! Which policies apply is for the caller to gather (`seine_workload::Store::policies_for`): those
+//! of the destination's namespace, the global ones, and those that the workload lists. A policy
+//! that is known by name alone is never skipped: the gatherer answers [`Applicable::Missing`], and
+//! the connection waits for it and is then denied ([`Decision::missing`]).
+
+#![forbid(unsafe_code)]
+
+mod explain;
+mod matching;
+mod model;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+pub use explain::{Explanation, PolicyStep, explain};
+pub use model::{
+    Action, Clause, Connection, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch,
+    StringMatch,
+};
+pub use verdict::{Applicable, Audit, Decision, Reason, verdict};

@@ -1,0 +1,141 @@
+//! Policies as they are judged. Parsed at the border (`seine_workload::parse`), immutable after.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use seine_identity::Identity;
+
+/// Names a policy: `namespace/name` on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    /// Namespace that holds the policy; for a global one the mesh's root namespace.
+    pub namespace: Arc<str>,
+    /// Name, unique within the namespace.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for PolicyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// One authorization policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name.
+    pub key: PolicyKey,
+    /// Which workloads it applies to.
+    pub scope: Scope,
+    /// What a match means.
+    pub action: Action,
+    /// Judged and reported, never enforced.
+    pub dry_run: bool,
+    /// The policy matches when any of its rules does; without rules it never matches.
+    pub rules: Vec<Rule>,
+    /// Fields of the user's policy that need L7 and that no waypoint enforces yet; the control
+    /// plane translated them to a refusal. For explanations alone.
+    pub unenforced_fields: Vec<String>,
+}
+
+/// Which workloads a policy applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Every workload of the mesh.
+    Global,
+    /// Every workload of the policy's namespace.
+    Namespace,
+    /// The workloads that list it.
+    Workload,
+}
+
+/// What it means that a policy matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The connection is allowed, unless another policy denies it.
+    Allow,
+    /// The connection is denied.
+    Deny,
+}
+
+/// Matches when every clause does; without clauses, always.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// All must match.
+    pub clauses: Vec<Clause>,
+}
+
+/// Matches when any of its matches does; without matches, always.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clause {
+    /// One must match.
+    pub matches: Vec<Match>,
+}
+
+/// Every kind that has values must match; of its values any one. None of the values of a `not_`
+/// kind may. A match without any kind never matches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// The client's namespace.
+    pub namespaces: Vec<StringMatch>,
+    /// Not the client's namespace.
+    pub not_namespaces: Vec<StringMatch>,
+    /// The client's SPIFFE ID without `spiffe://`.
+    pub principals: Vec<StringMatch>,
+    /// Not the client's SPIFFE ID; `Presence` here means "plaintext".
+    pub not_principals: Vec<StringMatch>,
+    /// Blocks of the client's address.
+    pub source_ips: Vec<IpNet>,
+    /// Not these blocks of the client's address.
+    pub not_source_ips: Vec<IpNet>,
+    /// Blocks of the original destination's address.
+    pub destination_ips: Vec<IpNet>,
+    /// Not these blocks of the original destination's address.
+    pub not_destination_ips: Vec<IpNet>,
+    /// The original destination port.
+    pub destination_ports: Vec<u16>,
+    /// Not the original destination port.
+    pub not_destination_ports: Vec<u16>,
+    /// The client's service account, in any trust domain.
+    pub service_accounts: Vec<ServiceAccountMatch>,
+    /// Not the client's service account.
+    pub not_service_accounts: Vec<ServiceAccountMatch>,
+    /// The match came with a condition that this proxy doesn't know. It then never matches in an
+    /// ALLOW policy, and in a DENY policy as if the condition held.
+    pub unknown_condition: bool,
+}
+
+/// A service account by name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceAccountMatch {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+}
+
+/// How a string is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StringMatch {
+    /// The same bytes.
+    Exact(Box<str>),
+    /// Begins with.
+    Prefix(Box<str>),
+    /// Ends with.
+    Suffix(Box<str>),
+    /// Is there and not empty.
+    Presence,
+}
+
+/// What a verdict is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection<'a> {
+    /// The client's own address.
+    pub source: SocketAddr,
+    /// Where the client wanted to go: the pod's address and the original port.
+    pub destination: SocketAddr,
+    /// The client's verified identity; none for plaintext.
+    pub identity: Option<&'a Identity>,
+}

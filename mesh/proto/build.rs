@@ -1,0 +1,19 @@
+//! Compiles the schemas without `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "proto/workload.proto",
+        "proto/authorization.proto",
+        "proto/zds.proto",
+        "proto/ca.proto",
+        "proto/discovery.proto",
+        "proto/listeners.proto",
+        "proto/extensions.proto",
+    ];
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(files, ["proto"])?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! Logs, metrics and traces, the same in every process of Seine.
+//!
+//! [`Telemetry::start`] installs the one `tracing` subscriber of the process: lines on standard
+//! error as text or JSON, and, where an OTLP endpoint is given, the same events and spans as OTLP
+//! logs and traces ([`trace`] carries a trace from process to process). Metrics live in a `prometheus_client` registry; [`otlp_metrics`] sends that
+//! registry's content to the same endpoint. [`http`] serves the admin, metrics and readiness pages.
+
+#![forbid(unsafe_code)]
+
+pub mod http;
+mod logging;
+mod otlp;
+pub mod otlp_metrics;
+mod readiness;
+pub mod trace;
+
+pub use logging::{LogFormat, Settings, StartError, Telemetry};
+pub use readiness::Readiness;

@@ -1,0 +1,154 @@
+//! Authorization policies.
+
+use ipnet::IpNet;
+use prost::Message;
+use seine_policy::{
+    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+};
+use seine_proto::{extensions, security as proto};
+
+use super::{AUTHORIZATION_EXTENSION, ParseError, block, port, required, unknown_value};
+use crate::intern::Interner;
+
+/// Parses a policy, sharing names through the interner.
+pub(crate) fn parse_policy(
+    message: &proto::Authorization,
+    interner: &mut Interner,
+) -> Result<Policy, ParseError> {
+    let key = PolicyKey {
+        namespace: interner.get(required(&message.namespace, "namespace")?),
+        name: interner.get(required(&message.name, "name")?),
+    };
+    let scope = match proto::Scope::try_from(message.scope) {
+        Ok(proto::Scope::Global) => Scope::Global,
+        Ok(proto::Scope::Namespace) => Scope::Namespace,
+        Ok(proto::Scope::WorkloadSelector) => Scope::Workload,
+        Err(_) => return Err(unknown_value("scope", message.scope)),
+    };
+    let action = match proto::Action::try_from(message.action) {
+        Ok(proto::Action::Allow) => Action::Allow,
+        Ok(proto::Action::Deny) => Action::Deny,
+        Err(_) => return Err(unknown_value("action", message.action)),
+    };
+    let rules = each(&message.rules, "rules", parse_rule)?;
+    let mut unenforced_fields = Vec::new();
+    for extension in message
+        .extensions
+        .iter()
+        .filter(|e| e.name == AUTHORIZATION_EXTENSION)
+    {
+        let value = extension
+            .config
+            .as_ref()
+            .map_or(&[][..], |config| &config.value);
+        let decoded = extensions::AuthorizationExtension::decode(value)
+            .map_err(|error| ParseError::new("extensions", error.to_string()))?;
+        unenforced_fields = decoded.unenforced_fields;
+    }
+    let dry_run = message.dry_run;
+    Ok(Policy {
+        key,
+        scope,
+        action,
+        dry_run,
+        rules,
+        unenforced_fields,
+    })
+}
+
+fn parse_rule(message: &proto::Rule) -> Result<Rule, ParseError> {
+    Ok(Rule {
+        clauses: each(&message.clauses, "clauses", parse_clause)?,
+    })
+}
+
+fn parse_clause(message: &proto::Clause) -> Result<Clause, ParseError> {
+    Ok(Clause {
+        matches: each(&message.matches, "matches", parse_match)?,
+    })
+}
+
+fn parse_match(message: &proto::Match) -> Result<Match, ParseError> {
+    Ok(Match {
+        namespaces: strings(&message.namespaces, "namespaces")?,
+        not_namespaces: strings(&message.not_namespaces, "not_namespaces")?,
+        principals: principals(&message.principals, "principals")?,
+        not_principals: principals(&message.not_principals, "not_principals")?,
+        source_ips: blocks(&message.source_ips, "source_ips")?,
+        not_source_ips: blocks(&message.not_source_ips, "not_source_ips")?,
+        destination_ips: blocks(&message.destination_ips, "destination_ips")?,
+        not_destination_ips: blocks(&message.not_destination_ips, "not_destination_ips")?,
+        destination_ports: each(&message.destination_ports, "destination_ports", parse_port)?,
+        not_destination_ports: each(
+            &message.not_destination_ports,
+            "not_destination_ports",
+            parse_port,
+        )?,
+        service_accounts: accounts(&message.service_accounts, "service_accounts")?,
+        not_service_accounts: accounts(&message.not_service_accounts, "not_service_accounts")?,
+        unknown_condition: !message.extensions.is_empty(),
+    })
+}
+
+fn strings(values: &[proto::StringMatch], field: &str) -> Result<Vec<StringMatch>, ParseError> {
+    each(values, field, |value| {
+        use proto::string_match::MatchType;
+        match &value.match_type {
+            Some(MatchType::Exact(text)) => Ok(StringMatch::Exact(text.as_str().into())),
+            Some(MatchType::Prefix(text)) => Ok(StringMatch::Prefix(text.as_str().into())),
+            Some(MatchType::Suffix(text)) => Ok(StringMatch::Suffix(text.as_str().into())),
+            Some(MatchType::Presence(())) => Ok(StringMatch::Presence),
+            None => Err(ParseError::new("match_type", "is missing")),
+        }
+    })
+}
+
+/// Principals are matched without `spiffe://`; a value that has it means the same without.
+fn principals(values: &[proto::StringMatch], field: &str) -> Result<Vec<StringMatch>, ParseError> {
+    let bare = |text: Box<str>| match text.strip_prefix("spiffe://") {
+        Some(bare) => bare.into(),
+        None => text,
+    };
+    let matches = strings(values, field)?
+        .into_iter()
+        .map(|value| match value {
+            StringMatch::Exact(text) => StringMatch::Exact(bare(text)),
+            StringMatch::Prefix(text) => StringMatch::Prefix(bare(text)),
+            other => other,
+        });
+    Ok(matches.collect())
+}
+
+fn blocks(values: &[proto::Address], field: &str) -> Result<Vec<IpNet>, ParseError> {
+    each(values, field, |value| {
+        block(&value.address, Some(value.length))
+    })
+}
+
+fn parse_port(number: &u32) -> Result<u16, ParseError> {
+    port(*number, "")
+}
+
+fn accounts(
+    values: &[proto::ServiceAccountMatch],
+    field: &str,
+) -> Result<Vec<ServiceAccountMatch>, ParseError> {
+    each(values, field, |value| {
+        Ok(ServiceAccountMatch {
+            namespace: required(&value.namespace, "namespace")?.into(),
+            name: required(&value.service_account, "service_account")?.into(),
+        })
+    })
+}
+
+/// Parses every element; an error names its index.
+fn each<T, U>(
+    values: &[T],
+    field: &str,
+    mut parse: impl FnMut(&T) -> Result<U, ParseError>,
+) -> Result<Vec<U>, ParseError> {
+    let parsed = values.iter().enumerate().map(|(index, value)| {
+        parse(value).map_err(|error| error.within(|| format!("{field}[{index}]")))
+    });
+    parsed.collect()
+}

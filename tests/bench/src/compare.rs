@@ -1,0 +1,400 @@
+//! The comparison: labs, rows, rounds.
+//!
+//! Every round measures each row on every path before the next row, so that what the machine does
+//! meanwhile falls on all alike. The load's client runs on the first core, its server on the
+//! second, the proxies wherever the kernel puts them.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cpu;
+use crate::load::Figures;
+use crate::report::{Row, Samples};
+
+/// What to measure and how often.
+pub(crate) struct Plan {
+    pub(crate) programs: Option<PathBuf>,
+    pub(crate) rounds: usize,
+    pub(crate) seconds: f64,
+    pub(crate) only: Option<String>,
+    pub(crate) markdown: Option<PathBuf>,
+}
+
+/// The environment variable that names a peer's node proxy.
+const PEER: &str = "SEINE_BENCH_PEER";
+const PORT: u16 = 7000;
+const HELD: usize = 1000;
+const WORKLOADS: usize = 10_000;
+
+/// Measures everything and prints the table.
+pub(crate) fn run(plan: &Plan) -> Result<()> {
+    let programs = match &plan.programs {
+        Some(folder) => folder.clone(),
+        None => {
+            let own = std::env::current_exe()?;
+            own.parent()
+                .context("this program has no folder")?
+                .to_owned()
+        }
+    };
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the benchmark starts labs, which needs root"
+    );
+    let work = tempdir()?;
+    let peer = std::env::var_os(PEER).map(PathBuf::from);
+    if peer.is_none() {
+        println!("{PEER} is not set: no peer beside ours");
+    }
+    let mesh = Lab::up(&programs, &work, "bench", None)?;
+    let beside = match &peer {
+        Some(binary) => Some(Lab::up(&programs, &work, "bench-peer", Some(binary))?),
+        None => None,
+    };
+    let mut paths = vec![
+        Route {
+            name: "direct",
+            lab: &mesh,
+            namespace: "plain",
+        },
+        Route {
+            name: "seine",
+            lab: &mesh,
+            namespace: "mesh",
+        },
+    ];
+    if let Some(lab) = &beside {
+        paths.push(Route {
+            name: "peer",
+            lab,
+            namespace: "mesh",
+        });
+    }
+    let names: Vec<String> = paths.iter().map(|path| path.name.to_owned()).collect();
+    let mut samples = Samples::default();
+    let wanted = |name: &str| {
+        plan.only
+            .as_ref()
+            .is_none_or(|only| name.contains(only.as_str()))
+    };
+
+    for path in &paths[1..] {
+        samples.add(
+            &less("memory, idle, both proxies (KiB)"),
+            path.name,
+            path.lab.memory()?,
+        );
+    }
+    for round in 1..=plan.rounds {
+        println!("round {round} of {}", plan.rounds);
+        for path in &paths {
+            let run = |args: &[&str]| path.measure(args, plan.seconds);
+            if wanted("round trip") {
+                for count in ["1", "16", "64"] {
+                    let (figures, cpu) = run(&["round-trips", "--connections", count])?;
+                    let named = |what: &str| format!("round trip, {count} at once: {what}");
+                    samples.add(&less(&named("p50 (µs)")), path.name, figures.p50);
+                    samples.add(&less(&named("p99 (µs)")), path.name, figures.p99);
+                    samples.add(&more(&named("a second")), path.name, figures.rate());
+                    let each = cpu / figures.done as f64;
+                    samples.add(&less(&named("CPU s per 1,000")), path.name, each * 1e3);
+                }
+            }
+            if wanted("new connections") {
+                for count in ["1", "16"] {
+                    let (figures, cpu) = run(&["connections", "--at-once", count])?;
+                    let named = |what: &str| format!("new connections, {count} at once: {what}");
+                    samples.add(&more(&named("a second")), path.name, figures.rate());
+                    let each = cpu / figures.done as f64;
+                    samples.add(&less(&named("CPU ms each")), path.name, each * 1e3);
+                }
+            }
+            if wanted("bulk") {
+                for count in ["1", "4"] {
+                    let (figures, cpu) = run(&["bulk", "--streams", count])?;
+                    let named = |what: &str| format!("bulk, {count} streams: {what}");
+                    samples.add(&more(&named("GB/s")), path.name, figures.rate() / 1e9);
+                    let each = cpu / figures.done as f64;
+                    samples.add(&less(&named("CPU s per GB")), path.name, each * 1e9);
+                }
+            }
+        }
+    }
+    if wanted("memory") {
+        for path in &paths[1..] {
+            held_connections(path, &mut samples)?;
+        }
+        for path in &paths[1..] {
+            many_workloads(path, &mut samples)?;
+        }
+    }
+    let table = samples.table(&names);
+    println!("\n{table}");
+    println!(
+        "Medians of {} rounds (min–max); ratios are medians of paired ratios. Client on core 0, \
+         server on core 1, proxies unpinned. CPU: client, server and proxies.",
+        plan.rounds
+    );
+    if let Some(file) = &plan.markdown {
+        fs::write(file, &table).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn held_connections(path: &Route<'_>, samples: &mut Samples) -> Result<()> {
+    let before = path.lab.memory()?;
+    let mut client = path.command(&["hold"], &[&HELD.to_string()])?;
+    let mut client = client
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = client
+        .stdout
+        .take()
+        .context("the client's output is piped")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    ensure!(
+        line.starts_with("holding"),
+        "the client could not hold {HELD} connections"
+    );
+    std::thread::sleep(Duration::from_secs(3));
+    let held = path.lab.memory()?;
+    drop(client.stdin.take());
+    client.wait()?;
+    std::thread::sleep(Duration::from_secs(5));
+    let after = path.lab.memory()?;
+    let each = (held - before) / HELD as f64;
+    samples.add(
+        &less("memory, a held connection, both proxies (KiB)"),
+        path.name,
+        each,
+    );
+    let row = less("memory, after 1,000 connections are gone, above idle (KiB)");
+    samples.add(&row, path.name, after - before);
+    Ok(())
+}
+
+fn many_workloads(path: &Route<'_>, samples: &mut Samples) -> Result<()> {
+    let before = path.lab.memory()?;
+    path.lab.add_workloads(WORKLOADS)?;
+    std::thread::sleep(Duration::from_secs(15));
+    let after = path.lab.memory()?;
+    let row = less("memory, 10,000 workloads more, a proxy (KiB)");
+    samples.add(&row, path.name, (after - before) / 2.0);
+    Ok(())
+}
+
+fn less(name: &str) -> Row {
+    Row {
+        name: name.to_owned(),
+        more_is_better: false,
+    }
+}
+
+fn more(name: &str) -> Row {
+    Row {
+        name: name.to_owned(),
+        more_is_better: true,
+    }
+}
+
+/// A way from a client to a server.
+struct Route<'a> {
+    name: &'static str,
+    lab: &'a Lab,
+    namespace: &'static str,
+}
+
+impl Route<'_> {
+    /// Runs the client once; its figures, and the CPU seconds of client, server and proxies.
+    fn measure(&self, args: &[&str], seconds: f64) -> Result<(Figures, f64)> {
+        let cgroups = self.lab.cgroups(self.namespace)?;
+        let used = || -> f64 { cgroups.iter().filter_map(|c| cpu::cgroup_seconds(c)).sum() };
+        let before = used();
+        let output = self
+            .command(args, &["--seconds", &seconds.to_string()])?
+            .output()?;
+        let spent = used() - before;
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("{} {args:?} failed: {error}", self.name);
+        }
+        let figures = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{} {args:?} printed no figures", self.name))?;
+        Ok((figures, spent))
+    }
+
+    /// `seine-bench SUBCOMMAND ADDRESS ARGS` in the client's pod.
+    fn command(&self, args: &[&str], rest: &[&str]) -> Result<Command> {
+        let to = format!("{}:{PORT}", self.lab.server(self.namespace)?);
+        let mut command = self.lab.command("exec");
+        command
+            .args(["-n", self.namespace, "client", "--"])
+            .arg(self.lab.load());
+        command.arg(args[0]).arg(to).args(&args[1..]).args(rest);
+        Ok(command)
+    }
+}
+
+/// A running lab, torn down when dropped.
+struct Lab {
+    name: String,
+    programs: PathBuf,
+    folder: PathBuf,
+    status: serde_json::Value,
+}
+
+impl Lab {
+    fn up(programs: &Path, work: &Path, name: &str, peer: Option<&Path>) -> Result<Self> {
+        let folder = work.join(name);
+        fs::create_dir_all(&folder)?;
+        let load = programs.join("seine-bench");
+        for namespace in ["plain", "mesh"] {
+            let manifest = manifests(namespace, &load);
+            fs::write(folder.join(format!("{namespace}.yaml")), manifest)?;
+        }
+        let mut lab = Self {
+            name: name.to_owned(),
+            programs: programs.to_owned(),
+            folder,
+            status: serde_json::Value::Null,
+        };
+        println!("starting lab {name}");
+        let mut command = lab.command("up");
+        command.arg(&lab.folder).args(["--nodes", "2"]);
+        if let Some(binary) = peer {
+            command.arg("--peer-ztunnel").arg(binary);
+        }
+        let status = command.stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "seine-lab up failed ({status})");
+        let output = lab.command("status").args(["-o", "json"]).output()?;
+        ensure!(output.status.success(), "seine-lab status failed");
+        lab.status = serde_json::from_slice(&output.stdout).context("seine-lab status -o json")?;
+        Ok(lab)
+    }
+
+    fn command(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(self.programs.join("seine-lab"));
+        command.arg(subcommand).args(["--name", &self.name]);
+        command
+    }
+
+    fn load(&self) -> PathBuf {
+        self.programs.join("seine-bench")
+    }
+
+    /// The address of a namespace's server pod.
+    fn server(&self, namespace: &str) -> Result<&str> {
+        let address = self
+            .pod(namespace, "server")
+            .and_then(|pod| pod["addresses"][0].as_str());
+        address.context("the server's address is not in the lab's status")
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<&serde_json::Value> {
+        self.status["pods"]
+            .as_array()?
+            .iter()
+            .find(|pod| pod["namespace"] == namespace && pod["name"] == name)
+    }
+
+    /// The cgroups of the node proxies.
+    fn proxies(&self) -> Result<Vec<PathBuf>> {
+        let mesh = self.status["mesh"]
+            .as_array()
+            .context("the lab's status has no mesh")?;
+        let ztunnels = mesh.iter().filter(|part| part["component"] == "ztunnel");
+        let cgroups: Vec<PathBuf> = ztunnels.filter_map(cgroup).collect();
+        ensure!(
+            cgroups.len() == 2,
+            "the lab {} has no two ztunnels",
+            self.name
+        );
+        Ok(cgroups)
+    }
+
+    /// The cgroups of the proxies and of a namespace's client and server.
+    fn cgroups(&self, namespace: &str) -> Result<Vec<PathBuf>> {
+        let mut cgroups = self.proxies()?;
+        for name in ["client", "server"] {
+            let pod = self.pod(namespace, name).and_then(cgroup);
+            cgroups.push(pod.with_context(|| format!("the lab's status has no pod {name}"))?);
+        }
+        Ok(cgroups)
+    }
+
+    /// Private memory of both proxies, KiB.
+    fn memory(&self) -> Result<f64> {
+        let proxies = self.proxies()?;
+        let processes = proxies.iter().flat_map(|proxy| cpu::processes(proxy));
+        Ok(processes.filter_map(cpu::private_kib).sum::<u64>() as f64)
+    }
+
+    /// Adds pods of a node that does not exist, known to all and running nowhere.
+    fn add_workloads(&self, count: usize) -> Result<()> {
+        let mut text = String::new();
+        for i in 0..count {
+            let ip = format!("10.255.{}.{}", i / 250, i % 250 + 1);
+            text.push_str(&format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: w{i}, namespace: mesh, uid: u{i}, labels: {{app: w{}}}}}\n\
+                 spec: {{nodeName: elsewhere, serviceAccountName: sa{}, containers: [{{name: c, image: none}}]}}\n\
+                 status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n",
+                i % 500, i % 500,
+            ));
+        }
+        let state = self.status["state"]
+            .as_str()
+            .context("the lab's status names no folder")?;
+        let file = Path::new(state).join("objects/bench-workloads.yaml");
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = self.command("down").stdout(Stdio::null()).status();
+    }
+}
+
+fn cgroup(part: &serde_json::Value) -> Option<PathBuf> {
+    part["cgroup"].as_str().map(PathBuf::from)
+}
+
+/// A client on the first node and a server on the second.
+fn manifests(namespace: &str, load: &Path) -> String {
+    let label = if namespace == "mesh" {
+        "enabled"
+    } else {
+        "disabled"
+    };
+    let load = load.display();
+    let mut text = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{seine.dev/mesh: {label}}}}}\n"
+    );
+    let server = format!(
+        "[{load}, server, \"0.0.0.0:{PORT}\"], readinessProbe: {{tcpSocket: {{port: {PORT}}}}}"
+    );
+    for (name, node, command) in [
+        ("client", "node1", "[sleep, infinity]"),
+        ("server", "node2", server.as_str()),
+    ] {
+        text.push_str(&format!(
+            "---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             ---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{nodeName: {node}, serviceAccountName: {name}, containers: [{{name: main, image: none, command: {command}}}]}}\n"
+        ));
+    }
+    text
+}
+
+fn tempdir() -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("seine-bench-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}

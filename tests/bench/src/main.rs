@@ -1,0 +1,115 @@
+//! `seine-bench`: the load that runs in pods, and the comparison that runs it side by side.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod cpu;
+mod load;
+mod report;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measures the mesh beside direct TCP, and beside a peer where SEINE_BENCH_PEER names its binary.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Echo on a port and a sink on the next one.
+    Server { address: SocketAddr },
+    /// 64-byte round trips.
+    RoundTrips {
+        to: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        connections: usize,
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+    /// New connections with one byte each way.
+    Connections {
+        to: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+    /// Streams as fast as they go.
+    Bulk {
+        to: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        streams: usize,
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+    /// Open connections and hold them until standard input ends.
+    Hold { to: SocketAddr, count: usize },
+    /// Start labs, measure every row on every path by turns, print the table.
+    Compare {
+        /// Folder of the programs; default: where this one is.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+        /// How often each row is measured on each path.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds of one measurement.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+        /// Only rows whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// Write the table as Markdown to this file too.
+        #[arg(long)]
+        markdown: Option<PathBuf>,
+    },
+}
+
+fn main() -> Result<()> {
+    let figures = match Cli::parse().command {
+        Command::Server { address } => return load::on_core(1, load::server(address)),
+        Command::RoundTrips {
+            to,
+            connections,
+            seconds,
+        } => load::on_core(0, load::round_trips(to, connections, time(seconds)))?,
+        Command::Connections {
+            to,
+            at_once,
+            seconds,
+        } => load::on_core(0, load::connections(to, at_once, time(seconds)))?,
+        Command::Bulk {
+            to,
+            streams,
+            seconds,
+        } => load::on_core(0, load::bulk(to, streams, time(seconds)))?,
+        Command::Hold { to, count } => return load::on_core(0, load::hold(to, count)),
+        Command::Compare {
+            programs,
+            rounds,
+            seconds,
+            only,
+            markdown,
+        } => {
+            return compare::run(&compare::Plan {
+                programs,
+                rounds,
+                seconds,
+                only,
+                markdown,
+            });
+        }
+    };
+    println!("{}", serde_json::to_string(&figures)?);
+    Ok(())
+}
+
+fn time(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.clamp(0.01, 600.0))
+}

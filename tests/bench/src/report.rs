@@ -1,0 +1,148 @@
+//! The table: medians, spread, and ratios to direct TCP.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// What was measured of one row on one path, a value a round.
+#[derive(Default)]
+pub(crate) struct Samples {
+    values: BTreeMap<(usize, String), Vec<f64>>,
+    rows: Vec<Row>,
+}
+
+/// One line of the table.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Row {
+    /// What is measured, with its unit.
+    pub(crate) name: String,
+    /// Larger is better.
+    pub(crate) more_is_better: bool,
+}
+
+impl Samples {
+    /// Adds one round's value.
+    pub(crate) fn add(&mut self, row: &Row, path: &str, value: f64) {
+        let index = self
+            .rows
+            .iter()
+            .position(|known| known == row)
+            .unwrap_or_else(|| {
+                self.rows.push(row.clone());
+                self.rows.len() - 1
+            });
+        self.values
+            .entry((index, path.to_owned()))
+            .or_default()
+            .push(value);
+    }
+
+    /// The table as Markdown: for each path median and spread (min to max), and the median of the
+    /// paired ratios to the first path; then of the second to the third, where there is one.
+    pub(crate) fn table(&self, paths: &[String]) -> String {
+        let mut out = String::from("| row |");
+        for path in paths {
+            let _ = write!(out, " {path} |");
+        }
+        for path in &paths[1..] {
+            let _ = write!(out, " {path} / {} |", paths[0]);
+        }
+        if let [_, ours, peer] = paths {
+            let _ = write!(out, " {ours} / {peer} |  |");
+        }
+        let columns = out.matches('|').count() - 1;
+        let _ = writeln!(out, "\n|{}", "---|".repeat(columns));
+        for (index, row) in self.rows.iter().enumerate() {
+            let of = |path: &String| self.values.get(&(index, path.clone()));
+            let _ = write!(out, "| {} |", row.name);
+            for path in paths {
+                let _ = write!(out, " {} |", of(path).map_or("–".to_owned(), |v| spread(v)));
+            }
+            for path in &paths[1..] {
+                let _ = write!(out, " {} |", ratio(of(path), of(&paths[0])));
+            }
+            if let [_, ours, peer] = paths {
+                let ratio = median_ratio(of(ours), of(peer));
+                let ahead = ratio.map_or("", |r| {
+                    if (r > 1.0) == row.more_is_better {
+                        "ahead"
+                    } else {
+                        "behind"
+                    }
+                });
+                let shown = ratio.map_or("–".to_owned(), |r| format!("{r:.2}"));
+                let _ = write!(out, " {shown} | {ahead} |");
+            }
+            out.push('\n');
+        }
+        out
+    }
+}
+
+fn ratio(of: Option<&Vec<f64>>, to: Option<&Vec<f64>>) -> String {
+    median_ratio(of, to).map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
+/// The median of the ratios of the same round: the machine's drift falls out.
+fn median_ratio(of: Option<&Vec<f64>>, to: Option<&Vec<f64>>) -> Option<f64> {
+    let ratios: Vec<f64> = of?
+        .iter()
+        .zip(to?)
+        .filter(|(_, to)| **to > 0.0)
+        .map(|(of, to)| of / to)
+        .collect();
+    (!ratios.is_empty()).then(|| median(&ratios))
+}
+
+fn spread(values: &[f64]) -> String {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    match values.len() {
+        1 => short(values[0]),
+        _ => format!("{} ({}–{})", short(median(values)), short(low), short(high)),
+    }
+}
+
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        (sorted[middle - 1] + sorted[middle]) / 2.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_paired_by_round_so_that_drift_falls_out() {
+        let mut samples = Samples::default();
+        let row = Row {
+            name: "round trips/s".into(),
+            more_is_better: true,
+        };
+        for (direct, ours, peer) in [
+            (100.0, 50.0, 25.0),
+            (200.0, 100.0, 50.0),
+            (50.0, 25.0, 12.5),
+        ] {
+            samples.add(&row, "direct", direct);
+            samples.add(&row, "seine", ours);
+            samples.add(&row, "peer", peer);
+        }
+        let table = samples.table(&["direct".into(), "seine".into(), "peer".into()]);
+        let line = table.lines().last().unwrap();
+        assert!(line.contains("| 0.50 | 0.25 | 2.00 | ahead |"), "{table}");
+    }
+}

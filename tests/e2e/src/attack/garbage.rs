@@ -1,0 +1,70 @@
+//! Bytes that no protocol has.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::report::{Garbage, GarbageEnd};
+
+/// How long the other side is given to end the connection.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Sends garbage to each, one after the other.
+pub async fn send(addresses: &[SocketAddr]) -> Vec<Garbage> {
+    let mut reports = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        reports.push(send_to(*address).await);
+    }
+    reports
+}
+
+async fn send_to(address: SocketAddr) -> Garbage {
+    let mut report = Garbage {
+        address,
+        local: None,
+        received: 0,
+        end: GarbageEnd::Open,
+    };
+    let mut stream = match timeout(PATIENCE, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            report.end = GarbageEnd::Refused(format!("{errno:?}"));
+            return report;
+        }
+        Err(_) => {
+            report.end = GarbageEnd::Refused("no answer".to_owned());
+            return report;
+        }
+    };
+    report.local = stream.local_addr().ok();
+    let exchange = async {
+        // It may be reset while this is still being sent.
+        let _ = stream.write_all(&bytes()).await;
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            report.received += count;
+        }
+    };
+    if timeout(PATIENCE, exchange).await.is_ok() {
+        report.end = GarbageEnd::Ended;
+    }
+    report
+}
+
+/// The same each time, so that a failure can be seen again: a multiplicative generator's output.
+fn bytes() -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(4096);
+    while bytes.len() < 4096 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend(state.to_be_bytes());
+    }
+    bytes
+}

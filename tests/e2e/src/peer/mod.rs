@@ -1,0 +1,204 @@
+//! What runs in the pods: servers with known behaviours, and clients that report what they saw.
+//!
+//! A client prints its report as one line of JSON, in the types of [`report`], and exits with
+//! status 0 also where the connection failed: that is what it reports.
+
+pub mod client;
+pub mod dns;
+pub mod load;
+pub mod pattern;
+pub mod raw;
+pub mod report;
+pub mod serve;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+/// The program of the pods.
+#[derive(Parser)]
+#[command(name = "seine-e2e-peer")]
+pub struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Listen until killed, each server as BEHAVIOUR:PORT.
+    Serve {
+        /// See `serve::Behaviour`.
+        servers: Vec<String>,
+    },
+    /// Connect, send, half-close, read to the end.
+    Ask {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What to send.
+        #[arg(long, default_value = "")]
+        send: String,
+        /// Fail, by exit status, unless the connection comes about; send and read nothing.
+        #[arg(long)]
+        connect_only: bool,
+        /// Only addresses of this family, 4 or 6.
+        #[arg(long)]
+        family: Option<u8>,
+        /// Seconds for all of it.
+        #[arg(long, default_value_t = 10)]
+        patience: u64,
+    },
+    /// Keep one connection: a line on standard input is sent, a line received is reported.
+    Live {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// Send (to `sink`) or receive (from `source`), or both at once, a known stream of bytes.
+    Transfer {
+        /// A name or an address.
+        host: String,
+        /// The port of a `sink`.
+        sink: u16,
+        /// The port of a `source`.
+        source: u16,
+        /// How many bytes each way.
+        bytes: u64,
+    },
+    /// Open connections to an `echo`, use each once, and hold them until standard input ends;
+    /// use each again then.
+    Hold {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// How many.
+        connections: usize,
+    },
+    /// New connections to an `echo`, one after the other in each of `--workers`, and
+    /// `--lasting` connections that go on exchanging, until standard input ends.
+    Load {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// How many connect anew each time.
+        #[arg(long, default_value_t = 4)]
+        workers: usize,
+        /// How many keep their connection.
+        #[arg(long, default_value_t = 0)]
+        lasting: usize,
+        /// Milliseconds between two exchanges of each.
+        #[arg(long, default_value_t = 5)]
+        pause: u64,
+    },
+    /// Ask `source` for a stream and read nothing of it until standard input has a line; then
+    /// read all.
+    Slow {
+        /// A name or an address.
+        host: String,
+        /// The port of a `source`.
+        port: u16,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Ask the name servers of resolv.conf.
+    Resolve {
+        /// The whole name.
+        name: String,
+        /// A, AAAA or SRV.
+        #[arg(long = "type", default_value = "A")]
+        kind: String,
+        /// Another name server.
+        #[arg(long)]
+        server: Option<SocketAddr>,
+    },
+    /// Send TCP segments that open a connection through a raw socket, from this address.
+    RawSyn {
+        /// From.
+        source: SocketAddr,
+        /// To.
+        destination: SocketAddr,
+    },
+    /// GET a page over HTTP and print its body.
+    Get {
+        /// ADDRESS:PORT.
+        server: SocketAddr,
+        /// The page.
+        path: String,
+    },
+}
+
+impl Arguments {
+    /// Does what was asked for.
+    pub fn run(self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("starting the runtime")?;
+        runtime.block_on(self.action.run())?;
+        // Whatever still reads standard input has nothing more to say.
+        runtime.shutdown_timeout(Duration::ZERO);
+        Ok(())
+    }
+}
+
+impl Action {
+    async fn run(self) -> Result<()> {
+        match self {
+            Self::Serve { servers } => serve::run(&servers).await,
+            Self::Ask {
+                host,
+                port,
+                send,
+                connect_only,
+                family,
+                patience,
+            } => {
+                let patience = Duration::from_secs(patience);
+                if connect_only {
+                    let connected = client::connect(&host, port, family);
+                    tokio::time::timeout(patience, connected).await??;
+                    return Ok(());
+                }
+                report::print(&client::ask(&host, port, family, &send, patience).await)
+            }
+            Self::Live { host, port } => client::live(&host, port).await,
+            Self::Transfer {
+                host,
+                sink,
+                source,
+                bytes,
+            } => report::print(&client::transfer(&host, sink, source, bytes).await),
+            Self::Hold {
+                host,
+                port,
+                connections,
+            } => load::hold(&host, port, connections).await,
+            Self::Load {
+                host,
+                port,
+                workers,
+                lasting,
+                pause,
+            } => {
+                let pause = Duration::from_millis(pause);
+                report::print(&load::load(&host, port, workers, lasting, pause).await?)
+            }
+            Self::Slow { host, port, bytes } => client::slow(&host, port, bytes).await,
+            Self::Resolve { name, kind, server } => {
+                report::print(&dns::resolve(&name, &kind, server).await?)
+            }
+            Self::RawSyn {
+                source,
+                destination,
+            } => report::print(&raw::syn(source, destination)?),
+            Self::Get { server, path } => client::get(server, &path).await,
+        }
+    }
+}

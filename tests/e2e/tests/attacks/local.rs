@@ -1,0 +1,167 @@
+//! Processes that have no business on the node's local sockets. The attacker is root in a pod that
+//! mounts the node's folder, which is more than most attackers have.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
+use seine_e2e::attack::local::hexadecimal;
+use seine_e2e::attack::report::Said;
+use seine_lab::protocol::Component;
+use seine_proto::listeners::{ListenersRequest, ListenersResponse};
+use seine_proto::zds::{Version, WorkloadRequest, ZdsHello};
+
+use super::stage::{ATTACKER, NODE, Stage, program};
+
+/// Says a packet to a socket of node 1 from the attacker's pod.
+fn from_a_pod(stage: &Stage, socket: &str, packet: &[u8]) -> Result<Said> {
+    let path = format!("{NODE}/{socket}");
+    stage.attack(ATTACKER, &["say", &path, &hexadecimal(packet)])
+}
+
+/// The same from where ztunnel runs.
+fn from_ztunnels_place(stage: &Stage, socket: &str, packet: &[u8]) -> Result<Said> {
+    let generation = stage.bed.component(Component::Ztunnel, Some(1))?.generation;
+    let path = stage.state()?.join("node1").join(socket);
+    let pod = format!("seine-system/seine-ztunnel-node1-{generation}");
+    stage.attack(
+        &pod,
+        &["say", &path.display().to_string(), &hexadecimal(packet)],
+    )
+}
+
+/// The attack is closed without an answer, for a reason that is logged anew.
+fn turned_away(
+    stage: &Stage,
+    component: Component,
+    needles: &[&str],
+    socket: &str,
+    packet: &[u8],
+) -> Result<()> {
+    let before = stage.log_lines(component, 1, needles)?.len();
+    let said = from_a_pod(stage, socket, packet)?;
+    ensure!(said == Said::Closed, "{said:?}");
+    let after = stage.log_lines(component, 1, needles)?.len();
+    ensure!(after == before + 1, "logged {after} times, before {before}");
+    Ok(())
+}
+
+fn answer(said: Said) -> Result<Vec<u8>> {
+    match said {
+        Said::Answered(packet) => Ok(packet),
+        other => bail!("the twin failed: {other:?}"),
+    }
+}
+
+pub(crate) fn a_process_that_poses_as_ztunnel_is_told_of_no_pod(stage: &Stage) -> Result<()> {
+    let hello = ZdsHello {
+        version: Version::V1.into(),
+    }
+    .encode_to_vec();
+    let socket = "run/ztunnel.sock";
+    let reason = [
+        "refused to tell a process of the node's pods",
+        "is not below cgroup",
+    ];
+    turned_away(stage, Component::Agent, &reason, socket, &hello)?;
+    let told = answer(from_ztunnels_place(stage, socket, &hello)?)?;
+    let request = WorkloadRequest::decode(told.as_slice())?;
+    ensure!(request.payload.is_some(), "{request:?}");
+    Ok(())
+}
+
+pub(crate) fn a_process_that_poses_as_ztunnel_gets_no_listening_sockets(
+    stage: &Stage,
+) -> Result<()> {
+    let request = ListenersRequest {
+        uid: stage.bed.pod("mesh/client")?.uid,
+    }
+    .encode_to_vec();
+    let socket = "run/listeners.sock";
+    let reason = [
+        "refused to hand listening sockets to a process",
+        "is not below cgroup",
+    ];
+    turned_away(stage, Component::Agent, &reason, socket, &request)?;
+    let handed = answer(from_ztunnels_place(stage, socket, &request)?)?;
+    let response = ListenersResponse::decode(handed.as_slice())?;
+    ensure!(
+        response.error.is_empty() && !response.listeners.is_empty(),
+        "{response:?}"
+    );
+    Ok(())
+}
+
+pub(crate) fn a_process_that_poses_as_ztunnels_successor_gets_no_keys(stage: &Stage) -> Result<()> {
+    let hello = b"seine-handover 1";
+    let socket = "ztunnel/handover.sock";
+    let process = stage.bed.process(Component::Ztunnel, Some(1))?;
+    let reason = ["a process that may not take over was refused", "not below"];
+    turned_away(stage, Component::Ztunnel, &reason, socket, hello)?;
+    let keys = answer(from_ztunnels_place(stage, socket, hello)?)?;
+    ensure!(keys.starts_with(b"keys "), "{keys:?}");
+    // Who asked and went away has changed nothing.
+    stage
+        .bed
+        .await_ztunnel(1, &["a hand-over was begun and not finished"])?;
+    let host = stage.server(8080)?.ip().to_string();
+    stage.bed.echoes("mesh/client", &host, 8080)?;
+    ensure!(
+        stage.bed.process(Component::Ztunnel, Some(1))? == process,
+        "another ztunnel runs"
+    );
+    Ok(())
+}
+
+pub(crate) fn a_process_that_poses_as_the_agent_is_not_spoken_to(stage: &Stage) -> Result<()> {
+    let lab = stage.bed.lab();
+    lab.kill(Component::Agent, 1)?;
+    // An attacker who got hold of the path, which only root can write.
+    let path = format!("{NODE}/run/ztunnel.sock");
+    let listen = |user: &[&str]| -> Result<Said> {
+        let mut arguments = vec!["listen", &path];
+        arguments.extend(user);
+        stage.attack(ATTACKER, &arguments)
+    };
+    let outcome = listen(&["--user", "65534"]).and_then(|attack| Ok((attack, listen(&[])?)));
+    lab.restart(Component::Agent, 1)?;
+    let (attack, twin) = outcome?;
+    ensure!(attack == Said::Closed, "{attack:?}");
+    stage.bed.await_ztunnel(
+        1,
+        &[
+            "is not the agent",
+            "its user id is 65534",
+            "the agent is away",
+        ],
+    )?;
+    let hello = ZdsHello::decode(answer(twin)?.as_slice())?;
+    ensure!(hello.version == i32::from(Version::V1), "{hello:?}");
+    stage.bed.await_enrolled("mesh/client", true)
+}
+
+pub(crate) fn a_process_that_poses_as_the_cni_plugin_is_not_answered(stage: &Stage) -> Result<()> {
+    let request = br#"{"command":"STATUS"}"#;
+    let socket = "run/cni.sock";
+    let reason = [
+        "refused a process that came as a CNI plugin",
+        "which holds pods",
+    ];
+    turned_away(stage, Component::Agent, &reason, socket, request)?;
+    // The twin is outside of the cgroup of pods, where a container runtime is.
+    let inside = stage.bed.process(Component::Agent, Some(1))?;
+    let path = stage.state()?.join("node1").join(socket);
+    let output = Command::new("nsenter")
+        .args(["--target", &inside.to_string(), "--pid", "--mount"])
+        .arg(program())
+        .arg("say")
+        .arg(path)
+        .arg(hexadecimal(request))
+        .output()
+        .context("running nsenter")?;
+    let said: Said = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let text = String::from_utf8(answer(said)?)?;
+    ensure!(text.contains("done"), "{text}");
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The lab of the attacks: who attacks, who is attacked, and the keys that the tests hold.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use seine_e2e::Bed;
+use seine_e2e::bed::peer_program;
+use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace};
+use seine_e2e::trial::Shared;
+use seine_lab::Options;
+use seine_lab::protocol::Component;
+use seine_lab::token::KEY_VARIABLE;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tempfile::TempDir;
+
+/// The lab's name.
+const NAME: &str = "e2e-attacks";
+/// Where an attacker sees the state of its node, as a pod with a `hostPath` would.
+pub(crate) const NODE: &str = "/attacked-node";
+/// The attacker outside of the mesh, on node 1.
+pub(crate) const ATTACKER: &str = "plain/attacker";
+/// The attacked pod, on node 2: `echo` on 8080, and `http` on 8082, which is probed.
+pub(crate) const SERVER: &str = "mesh/server";
+
+/// A lab and what the tests know of it that an attacker would not.
+pub(crate) struct Stage {
+    pub(crate) bed: Bed,
+    /// Files that pods see under the same path.
+    pub(crate) files: TempDir,
+    /// The key of the tokens' issuer.
+    pub(crate) token_key: KeyPair,
+}
+
+impl Stage {
+    pub(crate) fn up() -> Result<Self> {
+        let files = tempfile::Builder::new()
+            .prefix("seine-e2e-")
+            .tempdir()
+            .context("a folder for the attackers' files")?;
+        let token_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let key_file = files.path().join("issuer-key.pem");
+        fs::write(&key_file, token_key.serialize_pem())?;
+        let mut options = Options::new(NAME);
+        options
+            .environment
+            .push((KEY_VARIABLE.to_owned(), key_file.display().to_string()));
+        let state = Path::new(seine_lab::names::ROOT).join(NAME);
+        let mut attacker = Pod::new("plain", "attacker", 1).object();
+        attacker["spec"]["volumes"] = json!([
+            {"name": "files", "hostPath": {"path": files.path()}},
+            {"name": "node", "hostPath": {"path": state.join("node1")}},
+        ]);
+        attacker["spec"]["containers"][0]["volumeMounts"] = json!([
+            {"name": "files", "mountPath": files.path()},
+            {"name": "node", "mountPath": NODE},
+        ]);
+        let bed = Bed::with(
+            options,
+            &[
+                meshed_namespace("mesh"),
+                plain_namespace("plain"),
+                Pod::new("mesh", "client", 1).object(),
+                Pod::new("mesh", "other", 1).object(),
+                Pod::new("mesh", "server", 2)
+                    .serves(&["echo:8080", "http:8082"])
+                    .container(json!({"readinessProbe": {
+                        "httpGet": {"path": "/", "port": 8082}, "periodSeconds": 1,
+                    }}))
+                    .object(),
+                attacker,
+            ],
+        )?;
+        Ok(Self {
+            bed,
+            files,
+            token_key,
+        })
+    }
+
+    /// Runs the attackers' program in a pod and reads its report.
+    pub(crate) fn attack<T: DeserializeOwned>(&self, pod: &str, arguments: &[&str]) -> Result<T> {
+        let (namespace, name) = pod.split_once('/').context("NAMESPACE/NAME")?;
+        let program = program();
+        let program = program.display().to_string();
+        let mut command = vec![program.as_str()];
+        command.extend(arguments);
+        let output = self.bed.lab().exec(namespace, name, &command)?;
+        ensure!(
+            output.code == 0,
+            "{arguments:?} in {pod}: exit status {}: {}",
+            output.code,
+            output.stderr
+        );
+        serde_json::from_str(&output.stdout)
+            .with_context(|| format!("{arguments:?} in {pod} said {:?}", output.stdout))
+    }
+
+    /// The attacked pod's IPv4 address with a port.
+    pub(crate) fn server(&self, port: u16) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.bed.pod_ips(SERVER)?.0, port))
+    }
+
+    /// The lab's own folder.
+    pub(crate) fn state(&self) -> Result<PathBuf> {
+        Ok(self.bed.lab().status()?.state.into())
+    }
+
+    /// Where the control plane serves.
+    pub(crate) fn control(&self) -> Result<IpAddr> {
+        let control = self.bed.component(Component::Control, None)?;
+        let address = control.addresses.first();
+        address.copied().context("the control plane has no address")
+    }
+
+    /// The lines of a program's log with all of these.
+    pub(crate) fn log_lines(
+        &self,
+        component: Component,
+        node: u8,
+        needles: &[&str],
+    ) -> Result<Vec<String>> {
+        let log = self.bed.lab().logs(component, node)?;
+        Ok(log
+            .lines()
+            .filter(|line| needles.iter().all(|needle| line.contains(needle)))
+            .map(str::to_owned)
+            .collect())
+    }
+}
+
+impl Shared for Stage {
+    fn last_words(&self) -> String {
+        self.bed.last_words()
+    }
+}
+
+/// `seine-e2e-attacker` of the same build.
+pub(crate) fn program() -> PathBuf {
+    peer_program().with_file_name("seine-e2e-attacker")
+}

@@ -1,0 +1,121 @@
+//! Two labs with a mesh each on one machine, and what is left of them.
+
+#![allow(missing_docs, reason = "the names of tests say what they are about")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use seine_e2e::manifests::{Pod, meshed_namespace, service};
+use seine_e2e::trial::Shared;
+use seine_e2e::{Bed, trials, until};
+use seine_lab::protocol::Component;
+
+const SERVERS: [&str; 1] = ["echo:8080"];
+const PORTS: [(&str, u16, u16); 1] = [("echo", 8080, 8080)];
+
+fn main() -> ExitCode {
+    seine_e2e::trial::main(
+        || Ok(Nothing),
+        trials![
+            two_meshes_side_by_side_serve_their_own_pods_and_end_apart,
+            nothing_is_left_of_a_mesh_whose_lab_was_killed,
+        ],
+    )
+}
+
+/// These tests start their labs themselves.
+struct Nothing;
+
+impl Shared for Nothing {
+    fn last_words(&self) -> String {
+        String::new()
+    }
+}
+
+fn bed(name: &str) -> Result<Bed> {
+    Bed::up(
+        name,
+        &[
+            meshed_namespace("mesh"),
+            Pod::new("mesh", "client", 1).object(),
+            Pod::new("mesh", "far", 2).serves(&SERVERS).object(),
+            service("mesh", "far", "far", &PORTS),
+        ],
+    )
+}
+
+/// What a lab has on the machine: its cgroup and its folder.
+fn places(bed: &Bed) -> Result<[PathBuf; 2]> {
+    let agent = bed.component(Component::Agent, Some(1))?;
+    let name = format!("seine-lab-{}", bed.lab().name());
+    let cgroup = Path::new(&agent.cgroup)
+        .ancestors()
+        .find(|path| path.ends_with(&name))
+        .with_context(|| format!("no {name} above {}", agent.cgroup))?
+        .to_owned();
+    let state = PathBuf::from(bed.lab().status()?.state);
+    ensure!(cgroup.is_dir() && state.is_dir());
+    Ok([cgroup, state])
+}
+
+fn await_gone(places: &[PathBuf]) -> Result<()> {
+    for place in places {
+        until(&format!("{} is gone", place.display()), || {
+            Ok((!place.exists()).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+fn two_meshes_side_by_side_serve_their_own_pods_and_end_apart(_: &Nothing) -> Result<()> {
+    let one = bed("e2e-one")?;
+    let other = bed("e2e-other")?;
+    for bed in [&one, &other] {
+        bed.echoes("mesh/client", "far", 8080)?;
+        bed.await_ztunnel(2, &["direction=inbound", "security=mutual_tls"])?;
+    }
+    let places = places(&one)?;
+    drop(one);
+    await_gone(&places)?;
+    other.echoes("mesh/client", "far", 8080)?;
+    Ok(())
+}
+
+fn nothing_is_left_of_a_mesh_whose_lab_was_killed(_: &Nothing) -> Result<()> {
+    let bed = bed("e2e-killed")?;
+    bed.echoes("mesh/client", "far", 8080)?;
+    let places = places(&bed)?;
+    let [cgroup, _] = &places;
+    let before = processes(cgroup)?;
+    ensure!(before.len() > 5, "a lab has more processes than {before:?}");
+    for pid in processes(&cgroup.join("lab"))? {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+    }
+    until("its processes are gone", || {
+        let left = before
+            .iter()
+            .filter(|pid| Path::new(&format!("/proc/{pid}/ns/net")).exists())
+            .count();
+        Ok((left == 0).then_some(()))
+    })?;
+    // The next lab of that name, or down, removes folders that nobody lives in any more.
+    drop(bed);
+    await_gone(&places)
+}
+
+/// The processes in a cgroup and below.
+fn processes(cgroup: &Path) -> Result<Vec<i32>> {
+    let mut found: Vec<i32> = std::fs::read_to_string(cgroup.join("cgroup.procs"))?
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .collect();
+    for entry in std::fs::read_dir(cgroup)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(processes(&path)?);
+        }
+    }
+    Ok(found)
+}

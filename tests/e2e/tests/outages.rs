@@ -1,0 +1,113 @@
+//! Certificates that are short of life, and a control plane that is away.
+
+#![allow(missing_docs, reason = "the names of tests say what they are about")]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use seine_e2e::manifests::{Pod, meshed_namespace, service};
+use seine_e2e::peer::report::Loaded;
+use seine_e2e::{Bed, trials, until};
+use seine_lab::Options;
+use seine_lab::protocol::Component;
+use serde_json::Value;
+
+/// Seconds that a certificate lives; it is renewed at half of that.
+const LIFETIME: &str = "14";
+const SERVERS: [&str; 1] = ["echo:8080"];
+const PORTS: [(&str, u16, u16); 1] = [("echo", 8080, 8080)];
+
+fn main() -> ExitCode {
+    seine_e2e::trial::main(
+        up,
+        trials![
+            certificates_are_renewed_under_load_without_a_failed_connection,
+            without_the_control_plane_traffic_goes_on_until_certificates_end_and_recovers,
+        ],
+    )
+}
+
+fn up() -> Result<Bed> {
+    let mut options = Options::new("e2e-outages");
+    let lifetime = ("SEINE_CERTIFICATE_LIFETIME".to_owned(), LIFETIME.to_owned());
+    options.environment.push(lifetime);
+    Bed::with(
+        options,
+        &[
+            meshed_namespace("mesh"),
+            Pod::new("mesh", "client", 1).object(),
+            Pod::new("mesh", "near", 1).serves(&SERVERS).object(),
+            Pod::new("mesh", "far", 2).serves(&SERVERS).object(),
+            service("mesh", "near", "near", &PORTS),
+            service("mesh", "far", "far", &PORTS),
+        ],
+    )
+}
+
+fn serial(bed: &Bed, node: u8, account: &str) -> Result<String> {
+    let list: Value = serde_json::from_str(&bed.ztunnel_admin(node, "/certificates")?)?;
+    let list = list.as_array().context("a list")?;
+    let identity = format!("spiffe://cluster.local/ns/mesh/sa/{account}");
+    let found = list
+        .iter()
+        .find(|certificate| certificate["identity"] == identity.as_str())
+        .with_context(|| format!("no certificate of {identity}"))?;
+    Ok(found["serial"].to_string())
+}
+
+fn certificates_are_renewed_under_load_without_a_failed_connection(bed: &Bed) -> Result<()> {
+    let arguments = ["load", "far", "8080", "--workers", "4", "--lasting", "4"];
+    let load = bed.start("mesh/client", &arguments)?;
+    for (node, account) in [(1, "client"), (2, "far")] {
+        for _ in 0..2 {
+            let before = serial(bed, node, account)?;
+            until(&format!("{account} has a new certificate"), || {
+                Ok((serial(bed, node, account)? != before).then_some(()))
+            })?;
+        }
+    }
+    let loaded: Loaded = load.finish()?;
+    ensure!(
+        loaded.failed.is_empty() && loaded.lasting_failed.is_empty(),
+        "{loaded:?}"
+    );
+    ensure!(
+        loaded.connections > 100 && loaded.exchanges > 100,
+        "that was no load: {loaded:?}"
+    );
+    Ok(())
+}
+
+fn without_the_control_plane_traffic_goes_on_until_certificates_end_and_recovers(
+    bed: &Bed,
+) -> Result<()> {
+    // Just renewed, so that there is life left.
+    let before = serial(bed, 1, "client")?;
+    until("the client has a new certificate", || {
+        Ok((serial(bed, 1, "client")? != before).then_some(()))
+    })?;
+    bed.lab().kill(Component::Control, 1)?;
+    for host in ["near", "far"] {
+        bed.echoes("mesh/client", host, 8080)?;
+    }
+    until(
+        "connections fail closed, as certificates have ended",
+        || {
+            let asked = bed.ask("mesh/client", "far", 8080, "x")?;
+            Ok(asked.failure.is_some().then_some(()))
+        },
+    )?;
+    bed.await_ztunnel(
+        1,
+        &[
+            "direction=outbound",
+            "response_flags=IDENTITY",
+            "no certificate for spiffe://cluster.local/ns/mesh/sa/client",
+        ],
+    )?;
+    bed.lab().restart(Component::Control, 1)?;
+    until("connections come about again", || {
+        let asked = bed.ask("mesh/client", "far", 8080, "x")?;
+        Ok((asked.received == "x").then_some(()))
+    })
+}

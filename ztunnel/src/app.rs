@@ -1,0 +1,270 @@
+//! Start-up and shutdown.
+//!
+//! Start: the last configuration from disk, keys from the proxy that runs already, then the control plane, the pods, the
+//! pages. When ready, the old proxy is told to let go, and this one waits for its own successor.
+//!
+//! Shutdown, by SIGTERM, by the admin page, or by a successor: nothing new is accepted (listeners stay open at the
+//! agent), tunnels say GOAWAY, live connections go on until they end or the deadline passes, then they are reset. A
+//! second signal ends the process at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use seine_hbone::{CopyOptions, Pool, Settings};
+use seine_identity::{
+    CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions,
+};
+use seine_telemetry::Readiness;
+use seine_workload::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::drain::Lifetime;
+use crate::handover::{self, Predecessor};
+use crate::judge::rejudge_on_change;
+use crate::listeners::{ListenerSource, Ports};
+use crate::netns::Netns;
+use crate::pods::{AgentSink, Pods};
+use crate::shared::{Environment, Shared};
+use crate::telemetry::{self, Telemetry};
+use crate::zds::{self, PodInfo};
+use crate::{configuration, pod_dns, state};
+
+/// Runs a proxy until it is told to end.
+pub async fn run(
+    config: Config,
+    log: Option<Arc<seine_telemetry::Telemetry>>,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let source = certificate_source(&config)?;
+    let shared = share(config, source, Environment::default());
+    let config = &shared.config;
+
+    if let Some(folder) = &config.state_dir
+        && state::load_at_start(&shared.store, folder)
+    {
+        shared.set_configured();
+    }
+    let predecessor = begin_handover(&shared).await;
+    configuration::start(&shared)?;
+    if let Some(folder) = &config.state_dir {
+        tokio::spawn(state::keep(shared.clone(), folder.clone()));
+    }
+    tokio::spawn(rejudge_on_change(shared.clone()));
+    tokio::spawn(telemetry::keep_counting_traffic(shared.connections.clone()));
+    telemetry::push_metrics(&shared.telemetry, config)?;
+
+    let pods = Pods::new(shared.clone(), listener_source(config));
+    serve_pods(&shared, &pods).await?;
+    tokio::spawn(pods.clone().watch_certificates());
+    let drain = CancellationToken::new();
+    let admin = Admin {
+        shared: shared.clone(),
+        pods: pods.clone(),
+        log,
+        drain: drain.clone(),
+    };
+    let pages = CancellationToken::new();
+    admin.start(&pages);
+    let replaced = CancellationToken::new();
+    let succession = tokio::spawn(succeed(shared.clone(), predecessor, replaced.clone()));
+
+    let (by_successor, by_signal) = tokio::select! {
+        _ = terminate.recv() => { info!("SIGTERM"); (false, true) }
+        _ = interrupt.recv() => { info!("SIGINT"); (false, true) }
+        () = drain.cancelled() => (false, false),
+        () = replaced.cancelled() => (true, false),
+    };
+    succession.abort();
+    shared.readiness.pending("drain", "the proxy is ending");
+    // The successor has pages of its own; otherwise the drain can be watched on these.
+    if by_successor {
+        pages.cancel();
+    }
+    // A proxy that drains already gets its one SIGTERM while it does: Kubernetes sends it to a pod
+    // whose successor is ready. Only a further one means haste.
+    let haste = async {
+        let mut signals = usize::from(by_signal);
+        while signals < 2 {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            signals += 1;
+        }
+    };
+    let deadline = shared.config.drain_deadline;
+    info!(
+        connections = shared.connections.len(),
+        ?deadline,
+        "draining"
+    );
+    tokio::select! {
+        cut = shut_down(&shared, &pods, deadline) => match cut {
+            0 => info!("drained"),
+            cut => warn!(connections = cut, "the deadline passed: connections were reset"),
+        },
+        () = haste => warn!("told to end once more: ending at once"),
+    }
+    Ok(())
+}
+
+async fn shut_down(shared: &Shared, pods: &Pods, deadline: Duration) -> usize {
+    shared.life.stop().cancel();
+    let cut = pods.drain(deadline).await;
+    // Tunnels without streams go now; those with streams went with them.
+    shared.pool.drain();
+    shared.life.cut().cancel();
+    cut
+}
+
+/// What all tasks share; for tests with another source of certificates and without privileges.
+pub fn share(
+    config: Config,
+    source: Arc<dyn CertificateSource>,
+    environment: Environment,
+) -> Arc<Shared> {
+    let hbone = Settings {
+        handshake_timeout: config.handshake_timeout,
+        connect_timeout: config.connect_timeout,
+        ..Settings::default()
+    };
+    let readiness = Readiness::default();
+    readiness.pending(
+        "configuration",
+        "nothing has come from the control plane, and there is no good copy on disk",
+    );
+    if config.zds_socket.is_some() && !config.dedicated {
+        readiness.pending("agent", "the agent has not named this node's pods");
+    }
+    readiness.pending("certificates", "this node's pods are not known");
+    Arc::new(Shared {
+        store: Arc::new(Store::new(&config.network)),
+        certificates: CertificateManager::new(source, Arc::default(), ManagerOptions::default()),
+        pool: Pool::new(hbone.clone()),
+        hbone: Arc::new(hbone),
+        copy: CopyOptions::default(),
+        connections: Arc::default(),
+        telemetry: Telemetry::new(&config),
+        dns: pod_dns::options(&config),
+        control_plane: watch::Sender::default(),
+        configured: watch::Sender::new(false),
+        readiness,
+        life: Lifetime::new(),
+        ports: Ports::default(),
+        environment,
+        config,
+    })
+}
+
+fn certificate_source(config: &Config) -> anyhow::Result<Arc<dyn CertificateSource>> {
+    let address = config
+        .ca_address
+        .clone()
+        .context("--ca-address says where certificates come from")?;
+    let server_name = match &config.server_name {
+        Some(name) => name.clone(),
+        None => {
+            host_of(&address).with_context(|| format!("--ca-address {address:?} has no host"))?
+        }
+    };
+    Ok(Arc::new(MeshCa::new(MeshCaOptions {
+        server_name,
+        address,
+        roots_file: config
+            .ca_roots
+            .clone()
+            .context("--ca-roots says whom to trust as the control plane")?,
+        token_file: config
+            .token_file
+            .clone()
+            .context("--token-file authenticates this proxy")?,
+        cluster_id: config.cluster_id.clone(),
+        lifetime: Duration::from_secs(24 * 3600),
+        impersonate: !config.dedicated,
+    })))
+}
+
+pub(crate) fn host_of(address: &str) -> Option<String> {
+    let uri: http::Uri = address.parse().ok()?;
+    Some(uri.host()?.trim_matches(['[', ']']).to_owned())
+}
+
+fn listener_source(config: &Config) -> ListenerSource {
+    match &config.listeners_socket {
+        Some(path) if !config.dedicated => ListenerSource::Agent(path.clone()),
+        _ => ListenerSource::Own(Ports::default()),
+    }
+}
+
+async fn begin_handover(shared: &Shared) -> Option<Predecessor> {
+    let path = shared.config.handover_socket.as_ref()?;
+    match handover::begin(path, &shared.certificates).await {
+        Ok(predecessor) => predecessor,
+        Err(error) => {
+            error!(%error, "no keys from the running proxy: certificates have to come from the CA");
+            None
+        }
+    }
+}
+
+async fn serve_pods(shared: &Arc<Shared>, pods: &Arc<Pods>) -> anyhow::Result<()> {
+    let config = &shared.config;
+    if let (true, Some(name), Some(namespace)) =
+        (config.dedicated, &config.pod_name, &config.pod_namespace)
+    {
+        let pod = PodInfo {
+            uid: format!("{namespace}/{name}"),
+            name: name.clone(),
+            namespace: namespace.clone(),
+            service_account: config.service_account.clone(),
+        };
+        let listeners = ListenerSource::Own(shared.ports)
+            .obtain(&pod.uid, &Netns::home())
+            .await?;
+        pods.serve(pod, Netns::home(), listeners)
+            .map_err(anyhow::Error::msg)?;
+        pods.all_named();
+        return Ok(());
+    }
+    let Some(path) = config.zds_socket.clone() else {
+        bail!(
+            "--zds-socket names the agent's socket; without an agent, --dedicated serves this namespace"
+        );
+    };
+    let (sink, stop) = (AgentSink(pods.clone()), shared.life.stop().clone());
+    tokio::spawn(async move { zds::follow(&path, &sink, stop).await });
+    Ok(())
+}
+
+/// Tells the old proxy to let go once this one is ready, and then waits for the one that replaces this one.
+async fn succeed(
+    shared: Arc<Shared>,
+    predecessor: Option<Predecessor>,
+    replaced: CancellationToken,
+) {
+    while !shared.readiness.is_ready() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    info!("ready");
+    if let Some(predecessor) = predecessor {
+        match predecessor.take_over().await {
+            Ok(()) => info!("the old proxy drains"),
+            Err(error) => warn!(%error, "the old proxy may be accepting connections still"),
+        }
+    }
+    let config = &shared.config;
+    let Some(path) = config.handover_socket.clone() else {
+        return;
+    };
+    let cgroup = config.handover_cgroup.clone();
+    if let Err(error) = handover::serve(path, cgroup, shared.certificates.clone(), replaced).await {
+        warn!(%error, "no other proxy can take over in order");
+    }
+}

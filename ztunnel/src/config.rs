@@ -1,0 +1,237 @@
+//! The settings of a node proxy, each a flag and an environment variable `SEINE_…`.
+//!
+//! Parsed once by `main`, then shared unchanged by every task. A default states why it is what it is.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// How one line about a closed connection is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccessLog {
+    /// `key=value` pairs.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Only denials and failures, through the ordinary log.
+    Off,
+}
+
+/// Under which names the metrics are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetricNames {
+    /// Our own names, by OpenTelemetry convention.
+    Seine,
+    /// The names that existing dashboards know (`istio_tcp_…`).
+    Istio,
+    /// Both.
+    Both,
+}
+
+/// The settings of a node proxy.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "seine-ztunnel",
+    version,
+    about = "The L4 node proxy of the Seine mesh"
+)]
+pub struct Config {
+    /// Name of the node.
+    #[arg(long, env = "SEINE_NODE", default_value = "")]
+    pub node: String,
+    /// Name of the proxy's own pod, in its xDS node id.
+    #[arg(long, env = "SEINE_POD_NAME", default_value = "seine-ztunnel")]
+    pub proxy_name: String,
+    /// Namespace of the proxy's own pod, in its xDS node id.
+    #[arg(long, env = "SEINE_POD_NAMESPACE", default_value = "seine-system")]
+    pub proxy_namespace: String,
+    /// Address of the proxy's own pod, in its xDS node id.
+    #[arg(long, env = "SEINE_POD_IP", default_value = "127.0.0.1")]
+    pub proxy_ip: IpAddr,
+
+    /// Where configuration comes from, `https://HOST:15012`. Without it, only the configuration on disk is served.
+    #[arg(long, env = "SEINE_XDS_ADDRESS")]
+    pub xds_address: Option<String>,
+    /// Where certificates come from, `https://HOST:15012`.
+    #[arg(long, env = "SEINE_CA_ADDRESS")]
+    pub ca_address: Option<String>,
+    /// PEM file of the roots that vouch for the control plane's server certificate.
+    #[arg(long, env = "SEINE_CA_ROOTS")]
+    pub ca_roots: Option<PathBuf>,
+    /// The name in the control plane's server certificate, where it is not the host of its address.
+    #[arg(long, env = "SEINE_SERVER_NAME")]
+    pub server_name: Option<String>,
+    /// File of the token that authenticates this proxy to the control plane; read anew for every use.
+    #[arg(long, env = "SEINE_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The trust domain of this cluster's identities.
+    #[arg(long, env = "SEINE_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Name of the cluster.
+    #[arg(long, env = "SEINE_CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Name of the network that this node's pods are on.
+    #[arg(long, env = "SEINE_NETWORK", default_value = "")]
+    pub network: String,
+
+    /// The agent's socket that names the pods to serve.
+    #[arg(long, env = "SEINE_ZDS_SOCKET")]
+    pub zds_socket: Option<PathBuf>,
+    /// The agent's socket that hands over listening sockets. Without it the proxy binds its own in each pod,
+    /// as it must under another mesh's agent.
+    #[arg(long, env = "SEINE_LISTENERS_SOCKET")]
+    pub listeners_socket: Option<PathBuf>,
+    /// Where a running proxy waits for the one that replaces it.
+    #[arg(long, env = "SEINE_HANDOVER_SOCKET")]
+    pub handover_socket: Option<PathBuf>,
+    /// cgroup (as in /proc/PID/cgroup) below which a process must be that asks for a hand-over.
+    #[arg(long, env = "SEINE_HANDOVER_CGROUP")]
+    pub handover_cgroup: Option<String>,
+    /// Where the last good configuration is kept.
+    #[arg(long, env = "SEINE_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Serve the network namespace of this process alone, without an agent.
+    #[arg(long, env = "SEINE_DEDICATED", requires_all = ["pod_name", "pod_namespace"])]
+    pub dedicated: bool,
+    /// Dedicated: the name of the pod that is served.
+    #[arg(long, env = "SEINE_DEDICATED_POD_NAME")]
+    pub pod_name: Option<String>,
+    /// Dedicated: the namespace of the pod that is served.
+    #[arg(long, env = "SEINE_DEDICATED_POD_NAMESPACE")]
+    pub pod_namespace: Option<String>,
+    /// Dedicated: the service account of the pod that is served.
+    #[arg(
+        long,
+        env = "SEINE_DEDICATED_SERVICE_ACCOUNT",
+        default_value = "default"
+    )]
+    pub service_account: String,
+
+    /// Resolver for names that the mesh does not own, `ADDRESS:PORT`; several with commas. By default those of
+    /// /etc/resolv.conf.
+    #[arg(long, env = "SEINE_DNS_UPSTREAM", value_delimiter = ',')]
+    pub dns_upstream: Vec<SocketAddr>,
+
+    /// Admin endpoint. Loopback only: whoever reaches it can read the configuration and drain the proxy.
+    #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)))]
+    pub admin_address: SocketAddr,
+    /// Prometheus endpoint.
+    #[arg(long, env = "SEINE_METRICS_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15020)))]
+    pub metrics_address: SocketAddr,
+    /// Readiness endpoint.
+    #[arg(long, env = "SEINE_READINESS_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15021)))]
+    pub readiness_address: SocketAddr,
+    /// How closed connections are logged.
+    #[arg(long, env = "SEINE_ACCESS_LOG", value_enum, default_value = "text")]
+    pub access_log: AccessLog,
+    /// Log filter, as `info,access=info,h2=warn`.
+    #[arg(long, env = "SEINE_LOG", default_value = "info")]
+    pub log: String,
+    /// Names of the metrics.
+    #[arg(long, env = "SEINE_METRIC_NAMES", value_enum, default_value = "both")]
+    pub metric_names: MetricNames,
+    /// Where metrics, logs and traces are exported by OTLP.
+    #[arg(long, env = "SEINE_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
+    /// How often metrics are pushed by OTLP.
+    #[arg(long, env = "SEINE_OTLP_METRICS_INTERVAL", default_value = "15s", value_parser = duration)]
+    pub otlp_metrics_interval: Duration,
+
+    /// How long live connections may go on after SIGTERM. Kubernetes kills after 30 s by default.
+    #[arg(long, env = "SEINE_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
+    pub drain_deadline: Duration,
+    /// How long a connection to an endpoint may take. Below the 5 s that many clients allow in all, so that a second
+    /// endpoint can be tried.
+    #[arg(long, env = "SEINE_CONNECT_TIMEOUT", default_value = "4s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// How many endpoints are tried before a connection is given up.
+    #[arg(long, env = "SEINE_CONNECT_ATTEMPTS", default_value_t = 3)]
+    pub connect_attempts: usize,
+    /// How long a TLS handshake of a peer may take, from accept to its end. A handshake is two round trips; who takes
+    /// longer holds one of the pod's handshake slots.
+    #[arg(long, env = "SEINE_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub handshake_timeout: Duration,
+    /// How long an inbound connection waits for the pod's workload and its policies before it is denied.
+    #[arg(long, env = "SEINE_POLICY_WAIT", default_value = "5s", value_parser = duration)]
+    pub policy_wait: Duration,
+    /// Live connections a pod may have, each way. Beyond it, new ones are reset. At about 12 KB each, the limit holds a
+    /// pod below some 250 MB.
+    #[arg(long, env = "SEINE_MAX_CONNECTIONS", default_value_t = 20_000)]
+    pub max_connections: usize,
+    /// TLS handshakes that a pod may have going on at once; others wait. A core makes about 2,000 a second, so this many
+    /// keep it busy for 60 ms, and other pods get their turn.
+    #[arg(long, env = "SEINE_MAX_HANDSHAKES", default_value_t = 128)]
+    pub max_handshakes: usize,
+    /// Worker threads; 0 is one for each core.
+    #[arg(long, env = "SEINE_WORKER_THREADS", default_value_t = 0)]
+    pub worker_threads: usize,
+}
+
+impl Config {
+    /// The settings with every flag left out, for tests and embedding.
+    pub fn defaults() -> Self {
+        Self::parse_from(["seine-ztunnel"])
+    }
+}
+
+/// Parses `250ms`, `30s`, `5m`, `1h`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} has no number, as in 30s"))?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => return Err(format!("{text:?} has no unit: ms, s, m or h")),
+    };
+    millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_number_and_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in [
+            "",
+            "s",
+            "30",
+            "30 s",
+            "-1s",
+            "99999999999999999999s",
+            "18446744073709551615h",
+        ] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_dedicated_proxy_must_say_which_pod_it_serves() {
+        assert!(Config::try_parse_from(["seine-ztunnel", "--dedicated"]).is_err());
+        let named = [
+            "seine-ztunnel",
+            "--dedicated",
+            "--pod-name",
+            "a",
+            "--pod-namespace",
+            "b",
+        ];
+        assert!(Config::try_parse_from(named).is_ok());
+    }
+}

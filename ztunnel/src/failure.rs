@@ -1,0 +1,181 @@
+//! Why a connection was not made or did not end in order: what failed, whose fault it was, and the flag that logs and
+//! metrics carry.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use seine_hbone::{CopyEnd, Ended, Fault, OpenError, Role};
+use seine_policy::Reason;
+
+/// What went wrong with a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Policy, or the absence of it.
+    #[error("{}", denial(.0))]
+    Denied(Reason),
+    /// A change of policy or identity ended a live connection.
+    #[error("closed, as a change of policy no longer allows it: {}", denial(.0))]
+    Revoked(Reason),
+    /// The trust bundles changed, and no longer lead to the peer's certificate.
+    #[error("closed, as its peer is no longer trusted: {0}")]
+    Distrusted(Arc<str>),
+    /// Nobody redirected the connection: somebody talks to the proxy's port itself.
+    #[error("{0} has no original destination: nothing redirected it here")]
+    NoOriginalDestination(SocketAddr),
+    /// To a port of the proxy's own, or to loopback.
+    #[error("{0} is the proxy's own, or loopback")]
+    OwnAddress(SocketAddr),
+    /// The CONNECT's authority is no address of this pod, nor a service that it backs.
+    #[error("{authority} is not an address of pod {pod}, nor a service that it backs")]
+    NotThisPod {
+        /// What was asked for.
+        authority: String,
+        /// The pod's name.
+        pod: String,
+    },
+    /// Nothing can take the connection.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The pod has as many connections as it may.
+    #[error("the pod has reached its limit of connections")]
+    Limit,
+    /// The application, or an unmeshed destination, does not accept.
+    #[error("can't connect to {to}: {source}")]
+    Connect {
+        /// The destination.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No stream to the other proxy.
+    #[error("{0}")]
+    Tunnel(#[from] OpenError),
+    /// This pod has no certificate.
+    #[error("no certificate for {identity}: {reason}")]
+    NoCertificate {
+        /// Whose.
+        identity: String,
+        /// What the certificate manager said.
+        reason: String,
+    },
+    /// The client gave up before the connection stood.
+    #[error("the client gave up before it was connected")]
+    GivenUp,
+    /// It stood, and broke.
+    #[error("{text}")]
+    Broken {
+        /// How.
+        text: String,
+        /// Whose fault it was.
+        fault: Fault,
+    },
+    /// The proxy or the pod ended.
+    #[error("cut when the {0} ended")]
+    Cut(&'static str),
+}
+
+impl Failure {
+    /// The failure in the end of a connection that stood; none if the end was in order.
+    pub fn of_copy(end: &CopyEnd, role: Role) -> Option<Self> {
+        let fault = end.fault(role)?;
+        let text = match &end.how {
+            Ended::Finished => return None,
+            Ended::Tcp(_, error) => format!("the TCP connection failed: {error}"),
+            Ended::Stream(error) => error.to_string(),
+            Ended::Idle(limit) => idle(*limit),
+            Ended::HalfClosed(limit) => format!("half closed, and {}", idle(*limit)),
+        };
+        Some(Self::Broken { text, fault })
+    }
+
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Denied(_)
+            | Self::Revoked(_)
+            | Self::Distrusted(_)
+            | Self::NoOriginalDestination(_)
+            | Self::OwnAddress(_)
+            | Self::NotThisPod { .. }
+            | Self::Limit
+            | Self::GivenUp => Fault::Downstream,
+            Self::Unavailable(_) | Self::Connect { .. } => Fault::Upstream,
+            Self::Tunnel(error) => error.fault(),
+            Self::Broken { fault, .. } => *fault,
+            Self::NoCertificate { .. } | Self::Cut(_) => Fault::Internal,
+        }
+    }
+
+    /// `response_flags` of logs and metrics.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::Denied(_) | Self::Revoked(_) => "DENY",
+            Self::NoOriginalDestination(_) | Self::OwnAddress(_) | Self::NotThisPod { .. } => {
+                "REFUSED"
+            }
+            Self::Unavailable(_) => "NO_ENDPOINT",
+            Self::Limit => "LIMIT",
+            Self::NoCertificate { .. } => "IDENTITY",
+            Self::Connect { .. } => "CONNECT",
+            Self::Distrusted(_) => "TLS_FAILURE",
+            Self::Tunnel(OpenError::Status { status, .. }) => match status.as_u16() {
+                401 => "DENY",
+                503 => "CONNECT",
+                _ => "HTTP2_FAILURE",
+            },
+            Self::Tunnel(OpenError::Handshake { .. } | OpenError::Identity { .. }) => "TLS_FAILURE",
+            Self::Tunnel(OpenError::Connect { .. } | OpenError::ConnectTimeout { .. }) => "CONNECT",
+            Self::Tunnel(_) => "HTTP2_FAILURE",
+            Self::GivenUp => "CLIENT_GONE",
+            Self::Broken { .. } => "BROKEN",
+            Self::Cut(_) => "CUT",
+        }
+    }
+
+    /// Whether it is somebody's attempt to do what isn't allowed, to be logged as a warning.
+    pub fn is_denial(&self) -> bool {
+        matches!(self.flag(), "DENY" | "REFUSED")
+    }
+}
+
+/// Name of a fault in logs and metrics.
+pub fn fault_name(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Upstream => "upstream",
+        Fault::Downstream => "downstream",
+        Fault::Internal => "internal",
+    }
+}
+
+fn idle(limit: Duration) -> String {
+    format!("nothing moved for {limit:?}")
+}
+
+fn denial(reason: &Reason) -> String {
+    match reason {
+        Reason::Denied { policy, rule } => format!("denied by policy {policy} (rule {rule})"),
+        Reason::NoAllowMatched {
+            policy,
+            policies: 1,
+        } => {
+            format!("no allow policy matched: {policy} applies")
+        }
+        Reason::NoAllowMatched { policy, policies } => {
+            format!(
+                "no allow policy matched: {policy} and {} more apply",
+                policies - 1
+            )
+        }
+        Reason::PoliciesMissing { names } => {
+            format!("policies not yet received: {}", names.join(", "))
+        }
+        Reason::BoundToWaypoint { port } => {
+            format!("port {port} is bound to a waypoint, and the connection did not come from it")
+        }
+        // Not reasons of a denial.
+        Reason::NoAllowPolicy => "no policy applies".to_owned(),
+        Reason::Allowed { policy, rule } => format!("allowed by policy {policy} (rule {rule})"),
+    }
+}

@@ -1,0 +1,339 @@
+//! HBONE towards a pod: from the accepted TCP connection to the application.
+//!
+//! One task drives a tunnel (`serve_tunnel`), one more each of its streams (`serve_stream`). In order: a slot for
+//! the handshake, TLS as the pod's identity, the slot is free, then for each CONNECT: is it for this pod, is the port not ours, does
+//! policy allow it, does the application accept. Only then 200.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use seine_hbone::{Accepted, Authority, Incoming, Io, Role, ServeError, accept, copy};
+use seine_identity::CertificateError;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::accept::{may_accept, next};
+use crate::connection::{ConnectionInfo, Direction, Party, Security};
+use crate::failure::Failure;
+use crate::judge::{Subject, judge, workload_at};
+use crate::pod::Pod;
+use crate::proxy_protocol;
+use crate::shared::Shared;
+use crate::sockets::{Source, refuse, unmapped};
+use crate::trust::Trust;
+
+/// How long the streams of a tunnel that is ended have to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Accepts tunnels to a pod until it ends.
+pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
+    if !may_accept(&shared, &pod).await {
+        return;
+    }
+    while let Some((tcp, peer)) = next(&listener, &pod).await {
+        let (shared, task_pod) = (shared.clone(), pod.clone());
+        pod.life.spawn(async move {
+            let cut = task_pod.life.cut().clone();
+            tokio::select! {
+                () = serve_tunnel(shared, task_pod, tcp, peer) => {}
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+}
+
+async fn serve_tunnel(shared: Arc<Shared>, pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+    let Ok(local) = tcp.local_addr().map(unmapped) else {
+        return;
+    };
+    if local.ip().is_loopback() && !shared.environment.loopback_is_remote {
+        warn!(?pod, %peer, %local, flag = "REFUSED", "HBONE from within the pod is refused");
+        return refuse(tcp);
+    }
+    let trust = Trust::new(&shared.certificates);
+    let accepted = match handshake(&shared, &pod, tcp, peer).await {
+        Ok(accepted) => accepted,
+        Err(Refused::Limit) => {
+            return warn!(?pod, %peer, flag = "LIMIT", "too many handshakes of this pod are going on");
+        }
+        Err(Refused::Identity(error)) => {
+            return warn!(?pod, %peer, flag = "IDENTITY", %error, "a tunnel is refused");
+        }
+        // A handshake that fails is somebody without the right certificate.
+        Err(Refused::Peer(error)) => {
+            shared.telemetry.on_tunnel_refused();
+            return warn!(?pod, %peer, flag = "TLS_FAILURE", %error, "a tunnel is refused");
+        }
+        Err(Refused::Tunnel(error)) => return info!(?pod, %peer, %error, "a tunnel ended"),
+    };
+    let chain = accepted.chain().clone();
+    let distrust = watch::Sender::new(None);
+    let served = accepted.serve(pod.draining(), |incoming| {
+        let (shared, pod, distrusted) = (shared.clone(), pod.clone(), distrust.subscribe());
+        async move {
+            let life = pod.life.clone();
+            life.spawn(serve_stream(shared, pod, local, distrusted, incoming));
+        }
+    });
+    let distrusted = async {
+        let reason = trust.lost(chain).await;
+        warn!(?pod, %peer, flag = "TLS_FAILURE", %reason, "a tunnel is ended: its peer is no longer trusted");
+        distrust.send_replace(Some(reason));
+        // Its streams end and say why, each for itself, before the tunnel under them goes.
+        let _ = tokio::time::timeout(LAST_WORDS, distrust.closed()).await;
+    };
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            info!(?pod, %peer, %error, "a tunnel ended");
+        },
+        () = distrusted => {}
+    }
+}
+
+/// Why a tunnel was not accepted.
+enum Refused {
+    Limit,
+    Identity(CertificateError),
+    Peer(ServeError),
+    Tunnel(ServeError),
+}
+
+/// Waits for its turn, then TLS and HTTP/2.
+async fn handshake(
+    shared: &Shared,
+    pod: &Pod,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Result<Accepted, Refused> {
+    let limit = shared.config.handshake_timeout;
+    let Ok(Some(_turn)) = tokio::time::timeout(limit, pod.limits.handshake()).await else {
+        refuse(tcp);
+        return Err(Refused::Limit);
+    };
+    let credentials = match shared.certificates.get(&pod.identity).await {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            refuse(tcp);
+            return Err(Refused::Identity(error));
+        }
+    };
+    let accepted = accept(Io::from(tcp), peer, &credentials, shared.hbone.clone()).await;
+    accepted.map_err(|error| match error {
+        ServeError::Handshake { .. } | ServeError::Identity { .. } => Refused::Peer(error),
+        _ => Refused::Tunnel(error),
+    })
+}
+
+/// From a CONNECT to the end of its connection.
+async fn serve_stream(
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    local: SocketAddr,
+    mut distrusted: watch::Receiver<Option<Arc<str>>>,
+    mut incoming: Incoming,
+) {
+    let forwarded = incoming.request.forwarded.clone().unwrap_or_default();
+    let peer = unmapped(incoming.peer);
+    // The port is the application's own where the header agrees with the tunnel's address; it is for the log alone.
+    let client = forwarded
+        .client
+        .map(unmapped)
+        .filter(|client| client.ip() == peer.ip())
+        .unwrap_or(peer);
+    let asked = incoming.request.authority.clone();
+    let asked_address = asked
+        .address()
+        .unwrap_or(SocketAddr::new(local.ip(), asked.port()));
+    let mut info = ConnectionInfo::accepted(&pod, Direction::Inbound, client, asked_address);
+    let trace = incoming.request.traceparent.as_ref();
+    shared.telemetry.on_accept(&mut info, trace);
+    info.security = Security::MutualTls;
+    info.source = Party {
+        identity: Some(incoming.peer_identity.clone()),
+        workload: workload_at(&shared, peer),
+    };
+    info.destination = Party {
+        identity: Some(pod.identity.clone()),
+        workload: pod.workload(&shared),
+    };
+    info.on_behalf_of = incoming.request.first_client.clone();
+
+    let cut = pod.life.cut().clone();
+    let prepared = tokio::select! {
+        prepared = prepare(&shared, &pod, local, &asked, &mut info) => prepared,
+        error = incoming.given_up() => {
+            debug!(?pod, %peer, %error, "a client gave up");
+            Err(Failure::GivenUp)
+        }
+        reason = said(&mut distrusted) => Err(Failure::Distrusted(reason)),
+        () = cut.cancelled() => Err(Failure::Cut("pod")),
+    };
+    let (application, _slot) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            incoming.reject(status(&failure));
+            return shared.telemetry.on_fail(&info, &failure);
+        }
+    };
+    let baggage = info
+        .destination
+        .workload
+        .as_deref()
+        .map(crate::route::baggage);
+    let stream = match incoming.accept(baggage.as_ref()) {
+        Ok(stream) => stream,
+        Err(error) => {
+            debug!(?pod, %peer, %error, "a client gave up");
+            refuse(application);
+            return shared.telemetry.on_fail(&info, &Failure::GivenUp);
+        }
+    };
+
+    let open = shared.connections.open(info);
+    shared.telemetry.on_open(&open);
+    let failure = tokio::select! {
+        end = copy(application, stream, &shared.copy, &open.counters) => Failure::of_copy(&end, Role::Inbound),
+        because = open.revoked() => Some(Failure::Revoked(because)),
+        reason = said(&mut distrusted) => Some(Failure::Distrusted(reason)),
+        () = cut.cancelled() => Some(Failure::Cut("pod")),
+    };
+    shared.telemetry.on_close(&open, failure.as_ref());
+}
+
+/// Waits until the tunnel's peer is no longer trusted, and why.
+async fn said(distrusted: &mut watch::Receiver<Option<Arc<str>>>) -> Arc<str> {
+    let reason = distrusted
+        .wait_for(Option::is_some)
+        .await
+        .map(|reason| reason.clone());
+    match reason {
+        Ok(Some(reason)) => reason,
+        // The tunnel is gone, which its streams learn from itself.
+        _ => std::future::pending().await,
+    }
+}
+
+/// Everything between the CONNECT and the application's answer.
+async fn prepare(
+    shared: &Shared,
+    pod: &Pod,
+    local: SocketAddr,
+    asked: &Authority,
+    info: &mut ConnectionInfo,
+) -> Result<(TcpStream, crate::limits::ConnectionSlot), Failure> {
+    let slot = pod.limits.inbound().ok_or(Failure::Limit)?;
+    let not_this_pod = || Failure::NotThisPod {
+        authority: asked.to_string(),
+        pod: pod.info.name.clone(),
+    };
+    let destination = destination(shared, pod, local, asked).ok_or_else(not_this_pod)?;
+    info.original = destination;
+    if pod.ports.contains(destination.port()) {
+        return Err(Failure::OwnAddress(destination));
+    }
+    let subject = Subject {
+        client: info.client,
+        destination,
+        peer: info.source.identity.as_ref(),
+        on_behalf_of: info.on_behalf_of.as_ref(),
+    };
+    let decision = judge(shared, pod, subject).await;
+    shared.telemetry.on_verdict(info, &decision);
+    info.because = Some(decision.because.clone());
+    if !decision.allowed {
+        return Err(Failure::Denied(decision.because));
+    }
+    let application = reach(shared, pod, destination, info).await?;
+    Ok((application, slot))
+}
+
+/// Connects to the application, or to where it takes the PROXY protocol, and tells it then who its client is.
+async fn reach(
+    shared: &Shared,
+    pod: &Pod,
+    destination: SocketAddr,
+    info: &mut ConnectionInfo,
+) -> Result<TcpStream, Failure> {
+    let workload = info.destination.workload.as_deref();
+    let tunnel = workload.and_then(|workload| workload.proxy_protocol_port);
+    // Without a port of its own the protocol is spoken on the one that was asked for.
+    let port = tunnel
+        .filter(|port| *port != 0)
+        .unwrap_or(destination.port());
+    let to = SocketAddr::new(destination.ip(), port);
+    if pod.ports.contains(port) {
+        return Err(Failure::OwnAddress(to));
+    }
+    info.upstream = Some(to);
+    let mut application = dial_application(shared, pod, info.client, to).await?;
+    if tunnel.is_some() {
+        let identity = info.source.identity.as_ref();
+        let header = proxy_protocol::header(info.client, destination, identity);
+        let written = application.write_all(&header).await;
+        written.map_err(|source| Failure::Connect { to, source })?;
+    }
+    Ok(application)
+}
+
+/// Connects to the application as the client, so that it sees the client's address.
+pub(crate) async fn dial_application(
+    shared: &Shared,
+    pod: &Pod,
+    client: SocketAddr,
+    to: SocketAddr,
+) -> Result<TcpStream, Failure> {
+    // A client of the other family can't be shown: the application then sees an address of the pod.
+    let same_family = client.is_ipv4() == to.is_ipv4();
+    let source = if shared.environment.preserve_client && same_family && client.ip() != to.ip() {
+        Source::Foreign(client.ip())
+    } else {
+        Source::Any
+    };
+    pod.dialer
+        .connect(to, source)
+        .await
+        .map_err(|source| Failure::Connect { to, source })
+}
+
+/// The address and port of the pod that an authority means; none if it is not for this pod.
+fn destination(
+    shared: &Shared,
+    pod: &Pod,
+    local: SocketAddr,
+    asked: &Authority,
+) -> Option<SocketAddr> {
+    match asked {
+        Authority::Address(address) => {
+            let address = unmapped(*address);
+            // The address that the tunnel came to is the pod's. Another one of its own is good, too.
+            let own = address.ip() == local.ip()
+                || pod
+                    .workload(shared)
+                    .is_some_and(|workload| workload.addresses.contains(&address.ip()));
+            let loopback = address.ip().is_loopback() && !shared.environment.loopback_is_remote;
+            (own && !loopback).then_some(address)
+        }
+        // A network gateway names the service and its port.
+        Authority::Host { host, port } => {
+            let workload = pod.workload(shared)?;
+            let (service, _) = workload
+                .services
+                .iter()
+                .find(|(service, _)| *service.hostname == *host.as_str())?;
+            let target = workload.target_port(service, port.get())?;
+            Some(SocketAddr::new(local.ip(), target))
+        }
+    }
+}
+
+fn status(failure: &Failure) -> StatusCode {
+    match failure {
+        Failure::Denied(_) => StatusCode::UNAUTHORIZED,
+        Failure::NotThisPod { .. } => StatusCode::BAD_REQUEST,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

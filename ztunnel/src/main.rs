@@ -1,0 +1,42 @@
+//! The L4 node proxy: `seine-ztunnel --help`.
+
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use anyhow::Context;
+use clap::Parser;
+use seine_telemetry::{LogFormat, Settings, Telemetry};
+use seine_ztunnel::config::{AccessLog, Config};
+use seine_ztunnel::{app, netns};
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    netns::remember_home().context("this process's network namespace")?;
+    let threads = match config.worker_threads {
+        0 => available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let log = Arc::new(Telemetry::start(&Settings {
+            service: "seine-ztunnel",
+            instance: config.node.clone(),
+            format: if config.access_log == AccessLog::Json {
+                LogFormat::Json
+            } else {
+                LogFormat::Text
+            },
+            level: config.log.clone(),
+            otlp_endpoint: config.otlp_endpoint.clone(),
+        })?);
+        let outcome = app::run(config, Some(log.clone())).await;
+        log.stop();
+        outcome
+    })?;
+    // Tasks that a second signal left behind are not waited for.
+    runtime.shutdown_background();
+    Ok(())
+}
