@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::cni_chain::ChainStatus;
 use crate::metrics::Metrics;
 use crate::redirector::Redirector;
 use crate::served::PodStatus;
@@ -21,6 +22,7 @@ pub(crate) struct Pages {
     pub(crate) node: String,
     pub(crate) readiness: Readiness,
     pub(crate) status: watch::Receiver<Arc<Vec<PodStatus>>>,
+    pub(crate) chain: Option<watch::Receiver<ChainStatus>>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Metrics,
     pub(crate) redirector: Arc<dyn Redirector>,
@@ -55,6 +57,7 @@ impl Pages {
             "node": self.node,
             "version": env!("CARGO_PKG_VERSION"),
             "ready": self.readiness.is_ready(),
+            "cni": self.chain.as_ref().map(|chain| chain.borrow().clone()),
             "pods": *pods,
             "redirection": redirection,
         }))

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin;
+use crate::cni_chain::ChainStatus;
+use crate::cni_chain::Installer;
 use crate::cni_server::CniServer;
 use crate::config::Config;
 use crate::door::Door;
@@ -67,7 +69,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// No thread could be started.
-    #[error("start the keeper's thread: {0}")]
+    #[error("start a thread: {0}")]
     Thread(#[source] io::Error),
 }
 
@@ -80,6 +82,7 @@ pub struct Agent {
     status: watch::Receiver<Arc<Vec<PodStatus>>>,
     readiness: Readiness,
     admin_address: SocketAddr,
+    installer: Option<Installer>,
     _lock: StateLock,
 }
 
@@ -145,6 +148,12 @@ impl Agent {
             .name("keeper".into())
             .spawn(move || keeper.run(&received))
             .map_err(StartError::Thread)?;
+        // A plugin in the chain before there is redirection would keep every opted-in pod waiting.
+        let installer = config.chain.clone().map(|chain| {
+            let first = &[REDIRECTION, PODS];
+            Installer::start(chain, readiness.clone(), first, metrics.clone())
+        });
+        let installer = installer.transpose().map_err(StartError::Thread)?;
 
         let mut tasks = JoinSet::new();
         let of_ztunnel = Door {
@@ -186,6 +195,7 @@ impl Agent {
             node: config.node.clone(),
             readiness: readiness.clone(),
             status: status.clone(),
+            chain: installer.as_ref().map(Installer::status),
             registry: Arc::new(metrics_registry),
             metrics,
             redirector,
@@ -199,6 +209,7 @@ impl Agent {
             status,
             readiness,
             admin_address,
+            installer,
             _lock: lock,
         })
     }
@@ -206,6 +217,11 @@ impl Agent {
     /// The pods of the node as they are now, and told of changes.
     pub fn status(&self) -> watch::Receiver<Arc<Vec<PodStatus>>> {
         self.status.clone()
+    }
+
+    /// Where our plugin stands in the container runtime's chain, if the agent looks after that.
+    pub fn chain(&self) -> Option<watch::Receiver<ChainStatus>> {
+        self.installer.as_ref().map(Installer::status)
     }
 
     /// What it waits for.
@@ -222,6 +238,7 @@ impl Agent {
     /// stays as it is, so that no pod falls back to plaintext.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
+        drop(self.installer.take());
         let keeper = self.end();
         let joined = tokio::task::spawn_blocking(|| keeper.map(thread::JoinHandle::join)).await;
         if !matches!(joined, Ok(None | Some(Ok(())))) {

@@ -22,6 +22,8 @@ use tokio::time::timeout_at;
 use crate::config::Config;
 use crate::door::Door;
 use crate::keeper::Command;
+use crate::keeper::PODS;
+use crate::keeper::REDIRECTION;
 use crate::metrics::Metrics;
 use crate::plan;
 use crate::seqpacket::Connection;
@@ -29,6 +31,9 @@ use crate::seqpacket::Listener;
 
 /// A plugin sends its request at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Readiness conditions without which no pod can be enrolled.
+const ENROLS: [&str; 2] = [REDIRECTION, PODS];
 
 /// What the server works with; cloning shares.
 #[derive(Clone)]
@@ -114,7 +119,10 @@ impl CniServer {
                 })
                 .await
             }
-            Request::Status if self.readiness.is_ready() => Response::Done,
+            // Whether the chain has the plugin is not for the plugin to ask.
+            Request::Status if ENROLS.iter().all(|name| !self.readiness.is_pending(name)) => {
+                Response::Done
+            }
             Request::Status => failed("the agent is not ready; /healthz/ready says why".to_owned()),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use seine_objects::EnrolmentSettings;
 
+use crate::cni_chain::ChainSettings;
 use crate::redirect::OlderConnections;
 
 /// Who makes the pods' listening sockets.
@@ -44,6 +45,8 @@ pub struct Config {
     pub reconcile_every: Duration,
     /// How long a pod's start waits for its object to appear.
     pub pod_wait: Duration,
+    /// Where the container runtime's CNI chain is; nothing where something else calls the plugin.
+    pub chain: Option<ChainSettings>,
     /// Who is opted in.
     pub enrolment: EnrolmentSettings,
 }

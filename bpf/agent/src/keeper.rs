@@ -249,6 +249,7 @@ impl Keeper {
             ips: attachment.ips,
             host_interfaces: attachment.host_interfaces,
             plan: known.as_ref().and_then(|pod| pod.record.plan.clone()),
+            enrolled_since: known.as_ref().and_then(|pod| pod.record.enrolled_since),
             boot: self.registry.boot().to_owned(),
         };
         if let Err(error) = self.registry.save(&record) {
@@ -472,6 +473,7 @@ impl Keeper {
                         ips,
                         host_interfaces: Vec::new(),
                         plan: None,
+                        enrolled_since: None,
                         boot: self.registry.boot().to_owned(),
                     };
                     if let Err(error) = self.registry.save(&record) {

@@ -19,6 +19,7 @@ pub mod redirect;
 mod admin;
 mod agent;
 pub mod check;
+pub mod cni_chain;
 mod cni_server;
 mod config;
 mod discover;

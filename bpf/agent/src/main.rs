@@ -1,6 +1,7 @@
 //! The node agent's command line.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,13 +13,17 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use seine_agent::Agent;
+use seine_agent::CNI_SOCKET;
 use seine_agent::Config;
 use seine_agent::Listeners;
+use seine_agent::NAMESPACES_FILE;
 use seine_agent::StateLock;
 use seine_agent::check;
+use seine_agent::cni_chain::ChainSettings;
 use seine_agent::redirect::OlderConnections;
 use seine_agent::redirect::Redirect;
 use seine_agent::redirect::RedirectConfig;
+use seine_cni::PluginEntry;
 use seine_objects::DirectoryOptions;
 use seine_objects::DirectorySource;
 use seine_objects::EnrolmentSettings;
@@ -79,6 +84,8 @@ struct Run {
     directory: PathBuf,
     #[command(flatten)]
     places: Places,
+    #[command(flatten)]
+    chain: Chain,
     /// The cgroup that the node proxy's processes are below.
     #[arg(long, env = "SEINE_ZTUNNEL_CGROUP")]
     ztunnel_cgroup: Option<PathBuf>,
@@ -109,6 +116,55 @@ struct Run {
     /// Take `istio.io/dataplane-mode=ambient` for an opt-in too.
     #[arg(long, env = "SEINE_ISTIO_ALIAS")]
     istio_alias: bool,
+}
+
+#[derive(Args)]
+struct Chain {
+    /// The folder from which the container runtime runs CNI plugins: seine-cni is copied there.
+    #[arg(long, env = "SEINE_CNI_BIN_DIR", requires = "cni_conf_dir")]
+    cni_bin_dir: Option<PathBuf>,
+    /// The folder of the container runtime's network configurations: seine-cni is put into the one
+    /// that the runtime uses. Without it something else has to call the plugin.
+    #[arg(long, env = "SEINE_CNI_CONF_DIR", requires = "cni_bin_dir")]
+    cni_conf_dir: Option<PathBuf>,
+    /// The program that is copied.
+    #[arg(long, env = "SEINE_CNI_PROGRAM", default_value = "/usr/bin/seine-cni")]
+    cni_program: PathBuf,
+    /// Namespaces whose pods start whatever happens, separated by commas; that of the mesh itself
+    /// (POD_NAMESPACE) always is one.
+    #[arg(
+        long,
+        env = "SEINE_ALWAYS_START",
+        value_delimiter = ',',
+        default_value = "kube-system"
+    )]
+    always_start: Vec<String>,
+    /// Seconds that a pod's start waits for the agent, before the runtime tries again.
+    #[arg(long, env = "SEINE_CNI_TIMEOUT_SECONDS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=120))]
+    cni_timeout_seconds: u64,
+    /// The namespace of the mesh itself.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "seine-system")]
+    own_namespace: String,
+}
+
+impl Chain {
+    fn settings(self, run_dir: &Path) -> Option<ChainSettings> {
+        let mut always_start_namespaces = self.always_start;
+        if !always_start_namespaces.contains(&self.own_namespace) {
+            always_start_namespaces.push(self.own_namespace);
+        }
+        Some(ChainSettings {
+            program: self.cni_program,
+            bin_dir: self.cni_bin_dir?,
+            conf_dir: self.cni_conf_dir?,
+            entry: PluginEntry {
+                agent_socket: run_dir.join(CNI_SOCKET),
+                state_file: run_dir.join(NAMESPACES_FILE),
+                always_start_namespaces,
+                timeout_seconds: self.cni_timeout_seconds,
+            },
+        })
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -237,6 +293,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
         pods_cgroup: Some(args.places.pods_cgroup.clone()),
         ztunnel_cgroup: args.ztunnel_cgroup.clone(),
         cni_cgroup: args.cni_cgroup,
+        chain: args.chain.settings(&args.run_dir),
         run_dir: args.run_dir,
         state_dir: args.state_dir,
         admin_address: args.admin_address,

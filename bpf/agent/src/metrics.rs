@@ -32,6 +32,8 @@ pub struct Metrics {
     pub proxy_errors: Counter,
     /// Attachments that were not as they should be and were repaired.
     pub repairs: Counter,
+    /// Times that another program took our plugin out of the CNI chain and it was put back.
+    pub cni_repairs: Counter,
     /// What the programs in the kernel count.
     pub redirection: Family<Label, Gauge>,
 }
@@ -69,6 +71,11 @@ impl Metrics {
             m.proxy_errors.clone(),
         );
         r.register("repairs", "Attachments repaired", m.repairs.clone());
+        r.register(
+            "cni_repairs",
+            "Repairs of the container runtime's CNI chain",
+            m.cni_repairs.clone(),
+        );
         r.register(
             "redirection",
             "Counts of the eBPF programs",

@@ -299,11 +299,8 @@ impl Pod {
             name: self.record.name.clone(),
             state: self.state,
             reason: self.reason.clone(),
-            since: self
-                .since
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs(),
+            since: seconds(self.since),
+            enrolled_since: self.record.enrolled_since,
             netns_cookie: self.netns.cookie(),
             listeners: self.listeners.as_ref().map_or(0, |held| held.len()),
             older_connections: self.older,
@@ -327,8 +324,13 @@ impl Pod {
     }
 
     fn keep(&mut self, plan: Option<&Plan>, tools: Tools<'_>) -> Result<(), PodError> {
-        if self.record.plan.as_ref() != plan {
+        let since = plan.map(|_| {
+            let earlier = self.record.enrolled_since;
+            earlier.unwrap_or_else(|| seconds(SystemTime::now()))
+        });
+        if self.record.plan.as_ref() != plan || self.record.enrolled_since != since {
             self.record.plan = plan.cloned();
+            self.record.enrolled_since = since;
             tools.registry.save(&self.record)?;
         }
         Ok(())
@@ -337,6 +339,12 @@ impl Pod {
     fn label(&self) -> String {
         format!("{}/{}", self.record.namespace, self.record.name)
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 fn leads_to(record: &Record, netns: &Netns) -> bool {

@@ -37,6 +37,9 @@ pub struct Record {
     pub host_interfaces: Vec<String>,
     /// How it is enrolled; nothing if it is not.
     pub plan: Option<Plan>,
+    /// Since when it is enrolled, in seconds since 1970; an agent that restarts changes nothing in it.
+    #[serde(default)]
+    pub enrolled_since: Option<u64>,
     /// The boot in which this was written.
     pub boot: String,
 }
@@ -146,6 +149,7 @@ mod tests {
             ips: vec!["10.0.0.1".parse().unwrap()],
             host_interfaces: vec!["veth0".into()],
             plan: Some(Plan::default()),
+            enrolled_since: Some(1_700_000_000),
             boot: boot.into(),
         }
     }

@@ -70,6 +70,10 @@ pub struct PodStatus {
     pub reason: Option<String>,
     /// Since when, in seconds since 1970.
     pub since: u64,
+    /// Since when it is enrolled, in seconds since 1970, across restarts of the agent; nothing while
+    /// it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enrolled_since: Option<u64>,
     /// Cookie of its network namespace.
     pub netns_cookie: u64,
     /// Listening sockets that the agent holds for it.

@@ -5,15 +5,53 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::CniError;
 
+/// The plugin's `type` in a network configuration list, and the name of its program.
+pub const PLUGIN_TYPE: &str = "seine-cni";
+
 /// Versions of the specification that the plugin speaks, oldest first.
-pub(crate) const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Version reported where the input doesn't say one.
 pub(crate) const DEFAULT_VERSION: &str = "1.1.0";
+
+/// The plugin's own part of a network configuration list, as the agent writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PluginEntry {
+    /// The agent's `cni.sock`.
+    pub agent_socket: PathBuf,
+    /// Where the agent keeps the last known answer for each namespace.
+    pub state_file: PathBuf,
+    /// Namespaces whose pods start whatever happens: the mesh's own and system-critical ones.
+    pub always_start_namespaces: Vec<String>,
+    /// The longest time to wait for the agent, in seconds.
+    pub timeout_seconds: u64,
+}
+
+impl PluginEntry {
+    /// The entry as it stands in the list of plugins.
+    pub fn to_value(&self) -> Value {
+        let mut value = serde_json::json!(self);
+        value["type"] = PLUGIN_TYPE.into();
+        value
+    }
+}
+
+impl Default for PluginEntry {
+    fn default() -> Self {
+        Self {
+            agent_socket: default_socket(),
+            state_file: default_state_file(),
+            always_start_namespaces: default_always_start(),
+            timeout_seconds: default_timeout(),
+        }
+    }
+}
 
 /// The whole configuration.
 #[derive(Debug, Deserialize)]
@@ -159,6 +197,25 @@ mod tests {
         assert_eq!(config.version(), "1.0.0");
         assert!(config.always_starts("kube-system"));
         assert_eq!(config.timeout(), Duration::from_secs(20));
+    }
+
+    #[test]
+    fn the_entry_that_the_agent_writes_is_read_as_it_was_meant() {
+        let entry = PluginEntry {
+            agent_socket: "/run/x/cni.sock".into(),
+            state_file: "/run/x/n.json".into(),
+            always_start_namespaces: vec!["mesh".into()],
+            timeout_seconds: 7,
+        };
+        let config = Config::parse(&entry.to_value().to_string()).unwrap();
+        assert_eq!(entry.to_value()["type"], PLUGIN_TYPE);
+        assert_eq!(config.agent_socket, entry.agent_socket);
+        assert_eq!(config.state_file, entry.state_file);
+        assert_eq!(
+            config.always_start_namespaces,
+            entry.always_start_namespaces
+        );
+        assert_eq!(config.timeout(), Duration::from_secs(7));
     }
 
     #[test]

@@ -21,6 +21,9 @@ mod plugin;
 
 pub use client::Client;
 pub use client::ClientError;
+pub use config::PLUGIN_TYPE;
+pub use config::PluginEntry;
+pub use config::SUPPORTED as SUPPORTED_VERSIONS;
 pub use error::CniError;
 pub use last_known::LastKnown;
 pub use last_known::NamespaceState;

@@ -13,6 +13,7 @@
 mod directory;
 mod document;
 pub mod enrolment;
+pub mod network_policy;
 mod parse;
 pub mod pods;
 pub mod policy;

@@ -24,6 +24,11 @@ impl Readiness {
         self.pending.write().remove(condition);
     }
 
+    /// The condition was named and does not hold.
+    pub fn is_pending(&self, condition: &str) -> bool {
+        self.pending.read().contains_key(condition)
+    }
+
     /// Nothing is pending.
     pub fn is_ready(&self) -> bool {
         self.pending.read().is_empty()
@@ -53,6 +58,7 @@ mod tests {
         readiness.pending("agent", "no snapshot");
         assert_eq!(readiness.page().status(), 503);
         readiness.done("xds");
+        assert!(!readiness.is_pending("xds") && readiness.is_pending("agent"));
         assert!(!readiness.is_ready());
         readiness.done("agent");
         assert!(readiness.is_ready());

@@ -233,6 +233,7 @@ impl Node {
             older_connections: OlderConnections::Leave,
             reconcile_every: Duration::from_millis(200),
             pod_wait: Duration::from_millis(300),
+            chain: None,
             enrolment: EnrolmentSettings::default(),
         };
         let kernel = self.kernel.clone();
