@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= auto
 PROFILE ?= dev
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help demo test test-kernels fuzz bench lint bpf build clean-lab
+.PHONY: help charts demo test test-kernels fuzz bench lint bpf build clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ demo: PROFILE = quick
 demo: machine packages-lab packages-demo build ## Run the mesh with nginx, an API, PostgreSQL and Redis, and check each claim
 	@$(OUT)/seine-demo
 
-test: machine packages-lab packages-demo build ## Run all tests, also those with a lab (root)
+test: machine packages-lab packages-demo packages-test build ## Run all tests, also those with a lab (root)
 	@scripts/test.sh
 
 test-kernels: packages-build packages-kernels ## Load and try the eBPF programs on Debian's 6.1 and 6.12 kernels in qemu
@@ -32,6 +32,9 @@ bench: machine packages-lab ## Measure beside direct TCP, and beside the node pr
 
 lint: packages-build ## Format, clippy, rustdoc and cargo-deny, warnings as errors
 	@scripts/lint.sh
+
+charts: packages-charts ## Lint the charts, validate every object strictly, run misconfiguration scanners
+	@deploy/check.sh
 
 bpf: ## Build the eBPF object and compare it with the committed one
 	@bpf/build.sh --check

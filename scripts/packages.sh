@@ -5,6 +5,8 @@
 #   scripts/packages.sh lab      what the lab runs on
 #   scripts/packages.sh demo     what the demo's pods run
 #   scripts/packages.sh kernels  what boots other kernels
+#   scripts/packages.sh charts   what checks the charts
+#   scripts/packages.sh test     what tests run beside the lab
 #
 # Several may be given. Services that come with a package are not started.
 set -euo pipefail
@@ -17,6 +19,8 @@ packages() {
         lab) echo iproute2 nftables tcpdump procps ;;
         demo) echo nginx-light postgresql redis-server redis-tools python3 python3-psycopg2 \
             python3-redis curl iperf3 ;;
+        charts) echo python3 python3-venv ;;
+        test) echo prometheus ;;
         kernels) echo qemu-system-x86 busybox-static cpio kmod xz-utils python3 ;;
         *) say "packages.sh: no such task: $1"; exit 2 ;;
     esac
