@@ -1,13 +1,8 @@
 //! The admin pages. They tell states and names; nothing secret is known here.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::Arc;
 
 use http::StatusCode;
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
-};
 use seine_objects::Problem;
 use seine_telemetry::{
     Readiness,
@@ -18,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     ca::Authority,
+    metrics,
     model::Model,
     status,
     xds::{ResourceType, client::TypeStream, server::Clients},
@@ -67,8 +63,10 @@ impl Admin {
     }
 
     fn clients(&self) -> Value {
+        let generation = self.models.borrow().snapshot.generation;
         let describe = |stream: &TypeStream| {
             json!({
+                "current": stream.is_current(generation),
                 "wildcard": stream.wildcard,
                 "nonce": stream.last_nonce,
                 "waitingForAnswer": stream.is_waiting(),
@@ -80,7 +78,6 @@ impl Admin {
                 "lastRejection": stream.last_rejection,
             })
         };
-        let generation = self.models.borrow().snapshot.generation;
         let clients: Vec<Value> = self
             .clients
             .list()
@@ -121,79 +118,17 @@ impl Admin {
     }
 
     fn metrics(&self) -> Response {
-        #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-        struct TypeLabel {
-            r#type: &'static str,
-        }
         let model = self.models.borrow().clone();
-        let mut registry = Registry::with_prefix("seine_control");
-        let gauge = |registry: &mut Registry, name: &str, help: &str, value: usize| {
-            let gauge = Gauge::<i64>::default();
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-            registry.register(name, help, gauge);
-        };
-        let generation = usize::try_from(model.snapshot.generation).unwrap_or(usize::MAX);
-        gauge(
-            &mut registry,
-            "generation",
-            "Changes of the configuration since the start",
-            generation,
-        );
-        let connected = self.clients.list().len();
-        gauge(
-            &mut registry,
-            "xds_clients",
-            "Connected xDS clients",
-            connected,
-        );
-        let problems = self.problems.borrow().len();
-        gauge(
-            &mut registry,
-            "invalid_objects",
-            "Problems found in objects",
-            problems,
-        );
-        let micros = usize::try_from(model.took.as_micros()).unwrap_or(usize::MAX);
-        gauge(
-            &mut registry,
-            "translation_microseconds",
-            "Time of the last translation",
-            micros,
-        );
-        let refused = model.findings.refused_pods.len();
-        gauge(
-            &mut registry,
-            "refused_pods",
-            "Pods that opted in and can't be enrolled",
-            refused,
-        );
-
-        let resources = Family::<TypeLabel, Gauge>::default();
-        for (kind, name) in [
-            (ResourceType::Address, "address"),
-            (ResourceType::Authorization, "authorization"),
-        ] {
-            let count = i64::try_from(model.snapshot.of(kind).len()).unwrap_or(i64::MAX);
-            resources
-                .get_or_create(&TypeLabel { r#type: name })
-                .set(count);
-        }
-        registry.register("resources", "Resources of the configuration", resources);
-
-        let (pushes, rejections) = self.clients.counts();
-        for (name, help, value) in [
-            ("xds_pushes", "Responses sent to xDS clients", pushes),
-            (
-                "xds_rejections",
-                "Responses that xDS clients rejected",
-                rejections,
-            ),
-        ] {
-            let counter = Counter::<u64, AtomicU64>::default();
-            counter.inc_by(value);
-            registry.register(name, help, counter);
-        }
-        pages::metrics(&registry)
+        let problems = self.problems.borrow().clone();
+        let clients = self.clients.list();
+        pages::metrics(&metrics::registry(&metrics::Facts {
+            model: &model,
+            invalid: problems.len(),
+            clients: &clients,
+            counts: self.clients.counts(),
+            report: &status::report(&model, &clients, &problems),
+            authority_seconds_left: self.authority.status().intermediate_seconds_left,
+        }))
     }
 }
 

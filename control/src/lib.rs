@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod authn;
 pub mod ca;
+pub mod metrics;
 pub mod model;
 mod run;
 pub mod status;

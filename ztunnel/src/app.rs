@@ -58,6 +58,7 @@ pub async fn run(
     }
     tokio::spawn(rejudge_on_change(shared.clone()));
     tokio::spawn(telemetry::keep_counting_traffic(shared.connections.clone()));
+    tokio::spawn(telemetry::keep_observing(shared.clone()));
     telemetry::push_metrics(&shared.telemetry, config)?;
 
     let pods = Pods::new(shared.clone(), listener_source(config));

@@ -5,6 +5,7 @@
 
 mod access_log;
 mod metrics;
+mod node;
 mod span;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::failure::Failure;
 
 use self::metrics::Metrics;
 pub(crate) use self::metrics::Traffic;
+pub use self::node::keep_observing;
 
 /// How often the bytes of live connections are counted. Prometheus asks every 15 s or more seldom.
 const COUNT_TRAFFIC: Duration = Duration::from_secs(5);
@@ -31,6 +33,7 @@ const COUNT_TRAFFIC: Duration = Duration::from_secs(5);
 pub struct Telemetry {
     access_log: AccessLog,
     metrics: Metrics,
+    gauges: node::Gauges,
     registry: Arc<Registry>,
     tracing: bool,
 }
@@ -40,9 +43,11 @@ impl Telemetry {
     pub fn new(config: &Config) -> Self {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry, config.metric_names);
+        let gauges = node::Gauges::register(&mut registry);
         Self {
             access_log: config.access_log,
             metrics,
+            gauges,
             registry: Arc::new(registry),
             tracing: config.otlp_endpoint.is_some(),
         }

@@ -45,6 +45,20 @@ pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
     .await;
 }
 
+/// Serves the metrics alone until the future is dropped.
+pub(crate) async fn serve_metrics(listener: TcpListener, pages: Pages) {
+    http::serve(listener, move |request| {
+        let pages = pages.clone();
+        async move {
+            match request.uri().path() {
+                "/metrics" => pages.metrics().await,
+                _ => http::not_found(&["/metrics"]),
+            }
+        }
+    })
+    .await;
+}
+
 impl Pages {
     async fn status(&self) -> http::Response {
         let pods = self.status.borrow().clone();

@@ -110,6 +110,14 @@ impl Agent {
                 address: config.admin_address,
                 source,
             })?;
+        let scraped = match config.metrics_address {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|source| StartError::Admin { address, source })?,
+            ),
+            None => None,
+        };
         let admin_address = admin.local_addr().unwrap_or(config.admin_address);
         let socket = |name: &str| {
             let path = config.run_dir.join(name);
@@ -200,6 +208,9 @@ impl Agent {
             metrics,
             redirector,
         };
+        if let Some(scraped) = scraped {
+            tasks.spawn(admin::serve_metrics(scraped, pages.clone()));
+        }
         tasks.spawn(admin::serve(admin, pages));
         tasks.spawn(tell_of_changes(objects, commands.clone()));
         Ok(Self {

@@ -37,6 +37,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where status, metrics and readiness are served: a loopback address.
     pub admin_address: SocketAddr,
+    /// Where metrics alone are served, for a scraper that can't reach loopback.
+    pub metrics_address: Option<SocketAddr>,
     /// Who makes the pods' listening sockets.
     pub listeners: Listeners,
     /// What happens to connections that are older than the enrolment.

@@ -101,6 +101,9 @@ struct Run {
     /// Status, metrics, readiness.
     #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value = "127.0.0.1:15010")]
     admin_address: SocketAddr,
+    /// Metrics alone, where a scraper can reach them.
+    #[arg(long, env = "SEINE_METRICS_ADDRESS")]
+    metrics_address: Option<SocketAddr>,
     /// Who makes the pods' listening sockets: the agent, or a node proxy that can't take them over.
     #[arg(long, env = "SEINE_LISTENERS", default_value = "agent")]
     listeners: ListenersBy,
@@ -297,6 +300,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
         run_dir: args.run_dir,
         state_dir: args.state_dir,
         admin_address: args.admin_address,
+        metrics_address: args.metrics_address,
         listeners: match args.listeners {
             ListenersBy::Agent => Listeners::Agent,
             ListenersBy::Ztunnel => Listeners::Ztunnel,

@@ -171,6 +171,15 @@ impl TypeStream {
         self.rejected.keys().map(|name| &**name)
     }
 
+    /// It holds everything that it should hold of this generation, as far as it has said.
+    pub fn is_current(&self, generation: u64) -> bool {
+        self.answered
+            && self.generation == generation
+            && self.in_flight.is_none()
+            && self.rejected.is_empty()
+            && !self.removals_wait
+    }
+
     /// A response waits for the client's answer.
     pub fn is_waiting(&self) -> bool {
         self.in_flight.is_some()

@@ -107,7 +107,7 @@ impl Resource {
     }
 
     /// The resource on the wire.
-    pub(super) fn to_wire(&self) -> discovery::Resource {
+    pub fn to_wire(&self) -> discovery::Resource {
         discovery::Resource {
             name: self.name.to_string(),
             version: self.version.to_string(),

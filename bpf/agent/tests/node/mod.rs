@@ -229,6 +229,7 @@ impl Node {
             run_dir: self.path("run"),
             state_dir: self.path("state"),
             admin_address: "127.0.0.1:0".parse().unwrap(),
+            metrics_address: None,
             listeners: seine_agent::Listeners::Agent,
             older_connections: OlderConnections::Leave,
             reconcile_every: Duration::from_millis(200),

@@ -1,0 +1,272 @@
+//! What is wrong, or hardly meant, in the objects that users write. Pure: objects in, findings out.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use seine_control::translate::PolicyFinding;
+use seine_objects::{
+    ObjectKey, enrolment,
+    enrolment::{DISABLED, ENABLED, MESH_LABEL},
+    network_policy::{MeshPod, blocked},
+    pods,
+    policy::{Action, Source},
+};
+
+use crate::{
+    files::Objects,
+    finding::{Findings, Severity},
+    world::World,
+};
+
+use Severity::{Error, Info, Warning};
+
+/// Everything that is found in the objects.
+pub fn analyze(world: &World, objects: &Objects) -> Findings {
+    let mut found = Findings::default();
+    for problem in &objects.problems {
+        let about = problem.object.clone();
+        let about = about.unwrap_or_else(|| problem.file.display().to_string());
+        let message = problem.to_string();
+        found.add(
+            Error,
+            "InvalidObject",
+            about,
+            message,
+            "correct the object; until then it is not in force",
+        );
+    }
+    labels(world, objects, &mut found);
+    policies(world, &mut found);
+    accounts(world, objects, &mut found);
+    for (key, refusal) in &world.findings.refused_pods {
+        found.add(
+            Warning,
+            "CannotEnrol",
+            format!("Pod {key}"),
+            refusal.to_string(),
+            format!("label the pod {MESH_LABEL}={DISABLED} if that is meant"),
+        );
+    }
+    network_policies(world, objects, &mut found);
+    found
+}
+
+/// Labels that look like an opt-in and are none.
+fn labels(world: &World, objects: &Objects, found: &mut Findings) {
+    let label = |metadata: &ObjectMeta| metadata.labels.as_ref()?.get(MESH_LABEL).cloned();
+    for (key, namespace) in &world.objects.namespaces {
+        match label(&namespace.metadata).as_deref() {
+            None | Some(ENABLED | DISABLED) => {}
+            Some(other) => found.add(
+                Error,
+                "UnknownLabelValue",
+                format!("Namespace {key}"),
+                format!("{MESH_LABEL}={other} means nothing: its pods are not in the mesh"),
+                format!("use {ENABLED} or {DISABLED}"),
+            ),
+        }
+    }
+    let mut missing = BTreeSet::new();
+    for (key, pod) in &world.objects.pods {
+        if world.objects.namespace(&key.namespace).is_none() {
+            missing.insert(&key.namespace);
+        }
+        match label(&pod.metadata).as_deref() {
+            None | Some(DISABLED) => {}
+            Some(ENABLED) => {
+                let namespace = world.objects.namespace(&key.namespace);
+                let opted_in = namespace.and_then(|namespace| label(&namespace.metadata));
+                if opted_in.as_deref() != Some(ENABLED) {
+                    found.add(
+                        Warning,
+                        "LabelWithoutEffect",
+                        format!("Pod {key}"),
+                        format!(
+                            "{MESH_LABEL}={ENABLED} on a pod doesn't opt in: its namespace does"
+                        ),
+                        format!(
+                            "kubectl label namespace {} {MESH_LABEL}={ENABLED}",
+                            key.namespace
+                        ),
+                    );
+                }
+            }
+            Some(other) => found.add(
+                Error,
+                "UnknownLabelValue",
+                format!("Pod {key}"),
+                format!("{MESH_LABEL}={other} means nothing"),
+                format!("use {DISABLED} to opt the pod out"),
+            ),
+        }
+    }
+    if objects.from_files {
+        for namespace in missing {
+            found.add(
+                Info,
+                "NamespaceNotGiven",
+                format!("Namespace {namespace}"),
+                "it is in none of the files: its pods count as not opted in",
+                "",
+            );
+        }
+    }
+}
+
+fn policies(world: &World, found: &mut Findings) {
+    for (key, policy) in &world.objects.authorization_policies {
+        let about = format!("AuthorizationPolicy {key}");
+        if let Some(finding) = world.findings.authorization_policies.get(key) {
+            effect(&about, finding, found);
+            let denies_all = policy.spec.action == Action::Allow && policy.spec.rules.is_empty();
+            if denies_all && finding.enrolled > 0 {
+                found.add(
+                    Info,
+                    "AllowsNothing",
+                    about,
+                    "an Allow without rules: every connection to the selected pods is denied",
+                    "",
+                );
+            }
+        }
+    }
+    for (key, finding) in &world.findings.mesh_tls {
+        effect(&format!("MeshTLS {key}"), finding, found);
+    }
+}
+
+fn effect(about: &str, finding: &PolicyFinding, found: &mut Findings) {
+    for reference in &finding.unresolved {
+        found.add(
+            Error,
+            "UnresolvedReference",
+            about,
+            reference,
+            "correct the reference, or make what it names",
+        );
+    }
+    if !finding.unenforced.is_empty() {
+        found.add(
+            Warning,
+            "NeedsWaypoint",
+            about,
+            format!(
+                "{} need a waypoint: what they restrict is denied until one enforces them",
+                finding.unenforced.join(", ")
+            ),
+            "restrict by ports and identities, which ztunnel enforces",
+        );
+    }
+    for note in &finding.notes {
+        found.add(Warning, "Note", about, note, "");
+    }
+    match (finding.enrolled, finding.not_enrolled) {
+        (0, 0) => found.add(
+            Warning,
+            "SelectsNothing",
+            about,
+            "it selects no pod",
+            "compare its selector with the pods' labels",
+        ),
+        (0, out) => found.add(
+            Warning,
+            "NotInMesh",
+            about,
+            format!("none of the {out} pods that it selects is in the mesh: nothing enforces it"),
+            format!("label their namespace {MESH_LABEL}={ENABLED}"),
+        ),
+        (_, 0) => {}
+        (_, out) => found.add(
+            Warning,
+            "NotInMesh",
+            about,
+            format!(
+                "{out} of the pods that it selects are not in the mesh, where nothing enforces it"
+            ),
+            "see why they are not: seine status",
+        ),
+    }
+}
+
+/// Service accounts and namespaces that policies name and that aren't there: a misspelt one is
+/// never matched, which an `Allow` turns into a denial and a `Deny` into a hole.
+fn accounts(world: &World, objects: &Objects, found: &mut Findings) {
+    // In files, what isn't there may be elsewhere; of the namespaces that are there all is known.
+    let is_known =
+        |namespace: &str| !objects.from_files || world.objects.namespace(namespace).is_some();
+    let mut known: BTreeSet<ObjectKey> = world.objects.service_accounts.keys().cloned().collect();
+    for (key, pod) in &world.objects.pods {
+        known.insert(ObjectKey::new(&key.namespace, pods::service_account(pod)));
+    }
+    for (key, policy) in &world.objects.authorization_policies {
+        let about = format!("AuthorizationPolicy {key}");
+        let sources = policy.spec.rules.iter().flat_map(|rule| &rule.from);
+        for source in sources {
+            let Source {
+                service_accounts,
+                not_service_accounts,
+                namespaces,
+                not_namespaces,
+                ..
+            } = source;
+            for text in service_accounts.iter().chain(not_service_accounts) {
+                let (namespace, name) = text.split_once('/').unwrap_or((&key.namespace, text));
+                let account = ObjectKey::new(namespace, name);
+                // `default` is made with its namespace.
+                if name != "default" && is_known(namespace) && !known.contains(&account) {
+                    found.add(
+                        Warning,
+                        "UnknownServiceAccount",
+                        &about,
+                        format!(
+                            "there is no service account {account}: that source is never matched"
+                        ),
+                        "correct the name, or make the account",
+                    );
+                }
+            }
+            for namespace in namespaces.iter().chain(not_namespaces) {
+                let is_pattern = namespace.contains('*');
+                if !objects.from_files
+                    && !is_pattern
+                    && world.objects.namespace(namespace).is_none()
+                {
+                    found.add(
+                        Warning,
+                        "UnknownNamespace",
+                        &about,
+                        format!("there is no namespace {namespace}: that source is never matched"),
+                        "correct the name",
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn network_policies(world: &World, objects: &Objects, found: &mut Findings) {
+    let set = &world.objects;
+    let mesh: Vec<MeshPod<'_>> = set
+        .pods
+        .iter()
+        .filter(|(key, pod)| {
+            let namespace = set.namespace(&key.namespace);
+            !pods::is_finished(pod)
+                && enrolment(namespace, pod, &world.settings.enrolment).is_enrolled()
+        })
+        .map(|(key, pod)| MeshPod {
+            key,
+            pod,
+            namespace: set.namespace(&key.namespace),
+        })
+        .collect();
+    for (key, blocked) in blocked(&objects.network_policies, &mesh) {
+        found.add(
+            Error,
+            "TunnelBlocked",
+            format!("NetworkPolicy {key}"),
+            blocked.to_string(),
+            "the CNI sees the mesh's port alone; the original one is judged by an AuthorizationPolicy",
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! The command line of Seine, also `kubectl seine`. Everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    seine_cli::main()
+}
