@@ -153,8 +153,12 @@ impl Status {
                 })
                 .find_map(|stream| stream["lastRejection"].as_str());
             let text = |field: &str| client[field].as_str().unwrap_or_default().to_owned();
+            // `ztunnel~ADDRESS~POD.NAMESPACE~DOMAIN`: people know the pod.
+            let id = text("nodeId");
+            let pod = id.split('~').nth(2).and_then(|pod| pod.rsplit_once('.'));
+            let id = pod.map_or(id.clone(), |(pod, _)| pod.to_owned());
             self.proxies.push(Proxy {
-                id: text("nodeId"),
+                id,
                 node: text("node"),
                 replica: control.name.clone(),
                 connected_seconds: client["connectedSeconds"].as_u64().unwrap_or(0),
