@@ -45,6 +45,21 @@ pub(crate) async fn serve(listener: TcpListener, pages: Pages) {
     .await;
 }
 
+/// Serves the probes alone until the future is dropped.
+pub(crate) async fn serve_idle(listener: TcpListener, readiness: Readiness) {
+    http::serve(listener, move |request| {
+        let readiness = readiness.clone();
+        async move {
+            match request.uri().path() {
+                "/healthz/ready" => readiness.page(),
+                "/healthz/live" => http::json(&json!({"alive": true})),
+                _ => http::not_found(&["/healthz/ready", "/healthz/live"]),
+            }
+        }
+    })
+    .await;
+}
+
 /// Serves the metrics alone until the future is dropped.
 pub(crate) async fn serve_metrics(listener: TcpListener, pages: Pages) {
     http::serve(listener, move |request| {

@@ -245,6 +245,11 @@ impl Agent {
         self.admin_address
     }
 
+    /// Ends the work on the runtime's chain, and leaves the plugin in it.
+    pub fn let_chain_be(&mut self) {
+        drop(self.installer.take());
+    }
+
     /// Ends the servers and the keeper, after the work that it is at. Everything in the kernel
     /// stays as it is, so that no pod falls back to plaintext.
     pub async fn stop(mut self) {

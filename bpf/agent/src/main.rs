@@ -12,17 +12,16 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
-use seine_agent::Agent;
 use seine_agent::CNI_SOCKET;
 use seine_agent::Config;
 use seine_agent::Listeners;
 use seine_agent::NAMESPACES_FILE;
-use seine_agent::StateLock;
 use seine_agent::check;
+use seine_agent::cni_chain;
 use seine_agent::cni_chain::ChainSettings;
 use seine_agent::redirect::OlderConnections;
-use seine_agent::redirect::Redirect;
 use seine_agent::redirect::RedirectConfig;
+use seine_agent::service;
 use seine_cni::PluginEntry;
 use seine_objects::DirectoryOptions;
 use seine_objects::DirectorySource;
@@ -207,6 +206,8 @@ enum Output {
 struct Uninstall {
     #[command(flatten)]
     places: Places,
+    #[command(flatten)]
+    chain: Chain,
     /// Folder of what a restarted agent must know.
     #[arg(long, env = "SEINE_STATE_DIR", default_value = "/var/lib/seine/agent")]
     state_dir: PathBuf,
@@ -227,6 +228,9 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => report(args),
         Command::Uninstall(args) => {
             let _telemetry = telemetry(&cli.log_level, cli.log_format, String::new())?;
+            if let Some(chain) = args.chain.settings(Path::new("/")) {
+                cni_chain::remove(&chain)?;
+            }
             seine_agent::uninstall(redirect(args.places, None), &args.state_dir)?;
             println!("Removed. The pods of this node talk in plaintext now.");
             Ok(ExitCode::SUCCESS)
@@ -316,19 +320,13 @@ async fn run(args: Run) -> anyhow::Result<()> {
             ..EnrolmentSettings::default()
         },
     };
-    let lock = StateLock::take(&config.state_dir).await?;
-    let redirect_config = redirect(args.places, args.ztunnel_cgroup.as_ref());
-    let redirect = tokio::task::spawn_blocking(|| Redirect::load(redirect_config))
-        .await
-        .context("load the programs")?
-        .context("load the programs")?;
-    let agent = Agent::start(lock, config, Arc::new(redirect), source.subscribe()).await?;
-    tracing::info!(admin = %agent.admin_address(), "running");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping; the pods stay enrolled");
-    agent.stop().await;
+    let kernel = Arc::new(redirect(args.places, args.ztunnel_cgroup.as_ref()));
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    service::serve(config, kernel, source.subscribe(), None, stop).await?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use seine_objects::pods;
 use serde::Serialize;
 use serde_json::Value;
@@ -239,12 +239,6 @@ fn object(found: &Value) -> Object {
             })
             .collect(),
     }
-}
-
-/// Whether a pod answered what it was asked by an annotation.
-pub fn has_annotation(pod: &Pod, name: &str) -> bool {
-    let annotations = pod.metadata.annotations.as_ref();
-    annotations.is_some_and(|annotations| annotations.contains_key(name))
 }
 
 impl fmt::Display for Status {

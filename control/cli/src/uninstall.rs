@@ -23,10 +23,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::{
-    cluster::{Cluster, is_not_found},
-    status::has_annotation,
-};
+use crate::cluster::{Cluster, is_not_found};
 
 /// Asks the agents, on their DaemonSet.
 const ASK: &str = "seine.dev/uninstall";
@@ -55,7 +52,9 @@ pub async fn nodes(cluster: &Cluster, patience: Duration) -> anyhow::Result<()> 
         );
         return Ok(());
     }
-    let annotation = json!({"metadata": {"annotations": {ASK: Timestamp::now().to_string()}}});
+    // The value tells this request from one of long ago that was answered already.
+    let value = Timestamp::now().to_string();
+    let annotation = json!({"metadata": {"annotations": {ASK: value}}});
     let (patch, params) = (Patch::Merge(annotation), PatchParams::default());
     let asked = sets.patch(AGENT, &params, &patch).await;
     asked.context("asking the agents by an annotation")?;
@@ -63,8 +62,9 @@ pub async fn nodes(cluster: &Cluster, patience: Duration) -> anyhow::Result<()> 
     let mut shown = None;
     loop {
         let pods = cluster.component("agent").await?;
-        let (done, waiting): (Vec<_>, Vec<_>) =
-            pods.iter().partition(|pod| has_annotation(pod, ANSWER));
+        let (done, waiting): (Vec<_>, Vec<_>) = pods
+            .iter()
+            .partition(|pod| pod.annotations().get(ANSWER) == Some(&value));
         if shown != Some(done.len()) {
             eprintln!("{} of {} nodes released", done.len(), pods.len());
             shown = Some(done.len());
