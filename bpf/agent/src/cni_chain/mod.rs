@@ -137,7 +137,7 @@ impl Drop for Installer {
     }
 }
 
-/// Takes the plugin out of every configuration, then its program away. No [`Installer`] may run.
+/// Takes the plugin out of every configuration, then its program away. No `Installer` may run.
 ///
 /// # Errors
 ///
