@@ -75,10 +75,12 @@ impl Attempts {
         let (namespace, name) = pod.split_once('/').context("NAMESPACE/NAME")?;
         let file = tempfile::NamedTempFile::new()?;
         let filter = "tcp[tcpflags] & tcp-syn != 0 or (ip6[6] = 6 and ip6[53] & 2 != 0)";
-        let command = [
-            "tcpdump", "-i", "eth0", "-n", "-U", "-s", "0", "-B", "8192", "-Z", "root", "-w", "-",
-            filter,
-        ];
+        // Each packet at once: without, some kernels keep the last ones to themselves for as long
+        // as the buffer isn't full (seen on 6.18).
+        let options = "-i eth0 --immediate-mode -n -U -s 0 -B 8192 -Z root -w -";
+        let mut command = vec!["tcpdump"];
+        command.extend(options.split(' '));
+        command.push(filter);
         let child = bed
             .lab()
             .exec_command(namespace, name, &command)
@@ -98,7 +100,7 @@ impl Attempts {
 
     /// Which ports were connected to, and how often.
     fn stop(mut self) -> Result<BTreeMap<u16, usize>> {
-        // What was sent just now is still on its way through the kernel's buffer.
+        // tcpdump has yet to read what was sent just now.
         std::thread::sleep(Duration::from_millis(500));
         self.end()?;
         let capture = Capture::read(self.file.path())?;

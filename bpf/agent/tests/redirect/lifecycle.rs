@@ -193,32 +193,21 @@ fn a_pod_whose_netns_is_gone_is_forgotten() {
 fn connections_older_than_the_enrolment_are_counted_and_reset_or_left() {
     for policy in [OlderConnections::Leave, OlderConnections::Reset] {
         world(move |world| {
-            let mut client = Process::start(&world.cgroup("kubepods/pod"), &world.pod, |output| {
-                let stream =
-                    TcpStream::connect_timeout(&SocketAddr::from((OUTSIDE4, 7100)), PATIENCE)
-                        .unwrap();
-                writeln!(output, "connected").unwrap();
-                writeln!(output, "{}", read(stream).unwrap_or_else(word)).unwrap();
-            });
-            let server = Process::start(&world.base, &world.outside, |_| {
+            let mut server = Process::start(&world.base, &world.outside, |output| {
                 let listener = std::net::TcpListener::bind((OUTSIDE4, 7100)).unwrap();
+                writeln!(output, "listening").unwrap();
                 let (mut stream, _) = listener.accept().unwrap();
                 std::thread::sleep(Duration::from_secs(1));
                 let _ = stream.write_all(b"older");
             });
-            // The client may have come before the server.
-            let mut first = client.line();
-            while first != "connected" {
-                client = Process::start(&world.cgroup("kubepods/pod"), &world.pod, |output| {
-                    let to = SocketAddr::from((OUTSIDE4, 7100));
-                    let Ok(stream) = TcpStream::connect_timeout(&to, PATIENCE) else {
-                        return;
-                    };
-                    writeln!(output, "connected").unwrap();
-                    writeln!(output, "{}", read(stream).unwrap_or_else(word)).unwrap();
-                });
-                first = client.line();
-            }
+            assert_eq!(server.line(), "listening");
+            let mut client = Process::start(&world.cgroup("kubepods/pod"), &world.pod, |output| {
+                let to = SocketAddr::from((OUTSIDE4, 7100));
+                let stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+                writeln!(output, "connected").unwrap();
+                writeln!(output, "{}", read(stream).unwrap_or_else(word)).unwrap();
+            });
+            assert_eq!(client.line(), "connected");
             let settings = world.settings();
             let enrolment = world.enrol(&settings, policy);
             assert_eq!(enrolment.older_found, 1);
