@@ -15,8 +15,13 @@ use crate::{
     ca::Authority,
     metrics,
     model::Model,
-    status,
-    xds::{ResourceType, client::TypeStream, server::Clients},
+    publish::{Held, Totals},
+    status::{self, ObjectStatus},
+    xds::{
+        ResourceType,
+        client::TypeStream,
+        server::{Clients, Entry},
+    },
 };
 
 const PAGES: [&str; 6] = [
@@ -59,7 +64,7 @@ impl Admin {
     fn status(&self) -> Response {
         let model = self.models.borrow().clone();
         let problems = self.problems.borrow().clone();
-        page_of(&status::report(&model, &self.clients.list(), &problems))
+        page_of(&report(&model, &self.clients.list(), &problems))
     }
 
     fn clients(&self) -> Value {
@@ -126,10 +131,15 @@ impl Admin {
             invalid: problems.len(),
             clients: &clients,
             counts: self.clients.counts(),
-            report: &status::report(&model, &clients, &problems),
+            report: &report(&model, &clients, &problems),
             authority_seconds_left: self.authority.status().intermediate_seconds_left,
         }))
     }
+}
+
+/// Of this replica's proxies; what all of them hold is added up by the leader.
+fn report(model: &Model, clients: &[Arc<Entry>], problems: &[Problem]) -> Vec<ObjectStatus> {
+    status::report(model, &Totals::of([Held::of(model, clients)]), problems)
 }
 
 fn page_of<T: serde::Serialize>(value: &T) -> Response {

@@ -6,19 +6,20 @@
 //! [`Identity`](seine_identity::Identity) and a public key), so whatever else a request asks for is
 //! not in it; no key is ever logged.
 //!
-//! # Files
+//! # Keys
 //!
-//! In the CA directory (0700):
+//! A [`Store`] keeps them: a directory (0700), or the Secret `seine-ca` with the first three rows as
+//! its data, which replicas share and the leader writes.
 //!
 //! | file | mode | content |
 //! |---|---|---|
 //! | `state.json` | 0600 | which root and intermediate are in use, phase of a rotation |
-//! | `root-N.pem` | 0600 | certificate and key of a root |
-//! | `intermediate-N.pem` | 0600 | certificate and key of the intermediate that signs |
+//! | `root-N.pem` | 0600 | certificate and key of a root; of one from outside no key |
+//! | `intermediate-N.pem` | 0600 | certificate and key of the intermediate that signs (and of one from outside that will) |
 //! | `root-cert.pem` | 0644 | every root that is trusted now; for clients |
-//! | `rotate-root` | any | made by an operator to start a rotation; removed when it started |
+//! | `rotate-root` | any | made by an operator to start a rotation; removed when it started (of the Secret: annotation `seine.dev/rotate-root`) |
 //!
-//! Every file is written to a temporary name, synced and renamed; key files before `state.json`
+//! In a directory every file is written to a temporary name, synced and renamed; key files before `state.json`
 //! that names them, so that a crash at any moment leaves either the old or the new state.
 //!
 //! # Rotation
@@ -31,10 +32,24 @@
 //! 2. *issue from the new*: both are trusted; the new one signs;
 //! 3. *drop the old*: only the new one is trusted.
 //!
+//! Where several processes sign, each phase is longer by the time after which one that can't read
+//! the store stops signing.
+//!
+//! # An intermediate from outside
+//!
+//! Where the Secret `seine-intermediate` is ([`external`]), what it has is copied into the store once
+//! it is checked. So the last good one stays, over restarts too, when the Secret is invalid or gone;
+//! a renewed one signs at once; and other roots than before, a root of our own among them, are
+//! rotated to in the same three phases, for which the old intermediate is still needed.
+//!
 //! No connection is dropped: at each moment each peer trusts the root of every certificate in use.
 
 mod authority;
+mod certificate;
 mod csr;
+pub mod external;
+mod follow;
+mod material;
 mod server_tls;
 mod service;
 mod store;
@@ -46,16 +61,18 @@ use std::time::Duration;
 
 use seine_identity::TrustDomain;
 
-pub use authority::{Authority, CaStatus, Issued, Phase};
+pub use authority::{Authority, CaStatus, Issued};
 pub use csr::{CsrError, CsrFacts};
+pub use external::External;
+pub use follow::follow_external;
+pub use material::{Material, Phase};
 pub use server_tls::{ServerTls, TlsIncoming, server_tls};
 pub use service::{CertificateService, NodeAuthorizer};
+pub use store::{DirectoryStore, Loaded, Revision, SecretStore, Store};
 
 /// Settings of the authority.
 #[derive(Debug, Clone)]
 pub struct CaOptions {
-    /// The CA directory; made if it isn't there.
-    pub directory: PathBuf,
     /// The domain whose identities are issued.
     pub trust_domain: TrustDomain,
     /// Lifetime of a certificate for which none is asked.
@@ -71,11 +88,10 @@ pub struct CaOptions {
 }
 
 impl CaOptions {
-    /// 24 h certificates of `trust_domain`, from keys in `directory`.
-    pub fn new(directory: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
+    /// 24 h certificates of `trust_domain`.
+    pub fn new(trust_domain: TrustDomain) -> Self {
         const DAY: Duration = Duration::from_secs(24 * 3600);
         Self {
-            directory: directory.into(),
             trust_domain,
             default_lifetime: DAY,
             min_lifetime: Duration::from_secs(300),
@@ -100,19 +116,46 @@ pub enum CaError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file is there but not what it should be.
-    #[error("{}: {reason}", .path.display())]
-    File {
-        /// Which file.
-        path: PathBuf,
+    /// A file or Secret is there but not what it should be.
+    #[error("{place}: {reason}")]
+    Material {
+        /// Which one.
+        place: String,
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// The directory is of another trust domain.
-    #[error("{} is the CA of trust domain {actual}, not of {wanted}", .path.display())]
+    /// The API server can't be asked, or refuses.
+    #[error("{action} {object}: {source}")]
+    Api {
+        /// "reading", "writing", …
+        action: &'static str,
+        /// Which object.
+        object: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// Somebody else wrote first; nothing was written.
+    #[error("{0} was changed by another replica")]
+    Conflict(String),
+    /// The keys may have been replaced without our knowing.
+    #[error(
+        "{0} could not be read for so long that its keys may have been replaced; \
+         nothing is signed until it can"
+    )]
+    Stale(String),
+    /// There is nothing to start with.
+    #[error("Secret seine-intermediate can't be used, and there is no earlier one: {0}")]
+    External(String),
+    /// Rotation is another CA's.
+    #[error(
+        "the intermediate was made elsewhere: rotate it there, and Secret seine-intermediate with it"
+    )]
+    RootIsExternal,
+    /// The keys are of another trust domain.
+    #[error("{place} is the CA of trust domain {actual}, not of {wanted}")]
     TrustDomain {
-        /// Which directory.
-        path: PathBuf,
+        /// Which directory or Secret.
+        place: String,
         /// Its domain.
         actual: String,
         /// The domain wanted.

@@ -10,8 +10,13 @@
 pub mod admin;
 pub mod authn;
 pub mod ca;
+pub mod cluster;
+#[cfg(test)]
+mod fake_api;
+pub mod leader;
 pub mod metrics;
 pub mod model;
+pub mod publish;
 mod run;
 pub mod status;
 pub mod translate;

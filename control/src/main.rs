@@ -136,6 +136,7 @@ async fn serve(flags: Serve) -> anyhow::Result<()> {
         listen: flags.listen,
         admin: flags.admin_address,
         ca_directory: flags.ca_dir.context("--ca-dir is missing")?,
+        cluster: None,
         token_public_key: flags
             .token_public_key
             .context("--token-public-key is missing")?,

@@ -11,8 +11,11 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     admin::Admin,
     authn::JwtAuthenticator,
-    ca::{Authority, CaOptions, CertificateService, server_tls},
+    ca::{Authority, CaOptions, CertificateService, DirectoryStore, External, server_tls},
+    cluster::Cluster,
+    leader::Leadership,
     model::{self, Debounce, Model, PodAuthorizer},
+    publish::writer::Sources,
     translate::Settings,
     xds::server::{Clients, ServerOptions, XdsServer},
 };
@@ -26,8 +29,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where the admin pages are.
     pub admin: SocketAddr,
-    /// The CA's folder.
+    /// The CA's folder. Not used in a cluster, where a Secret has the keys.
     pub ca_directory: PathBuf,
+    /// The cluster, if there is one: then several replicas share the CA, and one of them writes.
+    pub cluster: Option<Cluster>,
     /// Public half of the key that signs tokens (PEM).
     pub token_public_key: PathBuf,
     /// Issuer of the tokens.
@@ -65,11 +70,28 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     .context("opening the objects' directory")?;
 
     let domain = TrustDomain::new(&options.translation.trust_domain).context("--trust-domain")?;
-    let mut ca = CaOptions::new(&options.ca_directory, domain);
+    let mut ca = CaOptions::new(domain);
     ca.max_lifetime = options.certificate_lifetime;
     ca.default_lifetime = options.certificate_lifetime;
     ca.min_lifetime = ca.min_lifetime.min(options.certificate_lifetime);
-    let authority = Authority::open(ca).context("opening the certificate authority")?;
+    let (authority, _follows) = match &options.cluster {
+        Some(cluster) => {
+            let (authority, follows) = cluster
+                .open_authority(ca)
+                .await
+                .context("opening the certificate authority")?;
+            (authority, Some(follows))
+        }
+        None => {
+            let store = Box::new(DirectoryStore::open(&options.ca_directory)?);
+            // There is no cluster, so nobody else has an intermediate for us.
+            let (_, external) = watch::channel(External::Absent);
+            let authority = Authority::open(ca, store, external)
+                .await
+                .context("opening the certificate authority")?;
+            (authority, None)
+        }
+    };
 
     let key = tokio::fs::read(&options.token_public_key)
         .await
@@ -113,8 +135,27 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     .context("making the server's certificate")?
     .incoming(listener);
 
+    let election = options.cluster.as_ref().map(Cluster::elect);
+    let leadership = match &election {
+        Some(election) => election.leadership(),
+        None => Leadership::always(),
+    };
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(authority.clone().run());
+    tasks.spawn(authority.clone().run(leadership.clone()));
+    if let Some(cluster) = options.cluster {
+        let sources = Sources {
+            models: models.clone(),
+            problems: source.subscribe_problems(),
+        };
+        let enrolment = options.translation.enrolment.clone();
+        tasks.spawn(cluster.write(
+            leadership,
+            authority.clone(),
+            sources,
+            clients.clone(),
+            enrolment,
+        ));
+    }
     tasks.spawn(model::run(
         source.subscribe(),
         options.translation,
@@ -166,6 +207,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
             readiness.pending("shutdown", "the process is ending");
             stop_streams.send_replace(true);
             let _ = end.send(());
+            if let Some(election) = election {
+                election.release().await;
+            }
             match tokio::time::timeout(options.drain, server).await {
                 Ok(served) => served.context("serving gRPC")?,
                 Err(_) => tracing::warn!("clients did not let go in time"),

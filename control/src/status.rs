@@ -1,20 +1,14 @@
 //! What users are told of the objects that they wrote: conditions, as a report.
 //!
-//! With the directory source there is no API server to write them to; the admin page `/status`
-//! shows them. One pure function of model, clients and problems.
-
-use std::sync::Arc;
+//! The admin page `/status` shows them; where there is an API server, [`crate::publish`] writes
+//! them there. One pure function of the model, of what the proxies hold, and of problems.
 
 use seine_objects::{
     ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::Serialize;
 
-use crate::{
-    model::Model,
-    translate::PolicyFinding,
-    xds::{ResourceType, server::Entry},
-};
+use crate::{model::Model, publish::Totals, translate::PolicyFinding};
 
 /// One object and its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,7 +46,7 @@ pub struct Condition {
 
 /// Conditions of every policy, of every invalid object, and of every pod that opted in and can't
 /// be enrolled.
-pub fn report(model: &Model, clients: &[Arc<Entry>], problems: &[Problem]) -> Vec<ObjectStatus> {
+pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut report = Vec::new();
     for (key, policy) in &model.objects.authorization_policies {
         if let Some(finding) = model.findings.authorization_policies.get(key) {
@@ -63,7 +57,7 @@ pub fn report(model: &Model, clients: &[Arc<Entry>], problems: &[Problem]) -> Ve
                 metadata,
                 finding,
                 model,
-                clients,
+                totals,
             ));
         }
     }
@@ -75,7 +69,7 @@ pub fn report(model: &Model, clients: &[Arc<Entry>], problems: &[Problem]) -> Ve
                 &policy.metadata,
                 finding,
                 model,
-                clients,
+                totals,
             ));
         }
     }
@@ -94,7 +88,7 @@ fn policy_status(
     metadata: &ObjectMeta,
     finding: &PolicyFinding,
     model: &Model,
-    clients: &[Arc<Entry>],
+    totals: &Totals,
 ) -> ObjectStatus {
     let generation = metadata.generation;
     let condition =
@@ -108,11 +102,12 @@ fn policy_status(
         true => "every reference leads to an object".into(),
         false => finding.unresolved.join("; "),
     };
-    let (holding, nodes) = holders(finding, model, clients);
+    let holding = totals.holders(finding, &model.snapshot.authorizations);
+    let nodes = totals.proxies();
     let programmed = holding == nodes && nodes > 0;
     let enforced = programmed && finding.unenforced.is_empty();
     let mut enforcement = format!(
-        "enforced by {holding} node proxies for {} pods",
+        "enforced by {holding} of {nodes} node proxies for {} pods",
         finding.enrolled
     );
     if finding.not_enrolled > 0 {
@@ -153,29 +148,6 @@ fn policy_status(
         condition("Enforced", enforced, reason, enforcement),
     ];
     status(kind, key, conditions)
-}
-
-/// How many clients hold the current version of every resource of the policy, and how many there
-/// are.
-fn holders(finding: &PolicyFinding, model: &Model, clients: &[Arc<Entry>]) -> (usize, usize) {
-    let versions: Vec<_> = finding
-        .resources
-        .iter()
-        .filter_map(|name| model.snapshot.authorizations.get(name))
-        .collect();
-    let (mut holding, mut all) = (0, 0);
-    for entry in clients {
-        let client = entry.client.lock();
-        let Some(stream) = client.stream(ResourceType::Authorization) else {
-            continue;
-        };
-        all += 1;
-        let has_all = versions
-            .iter()
-            .all(|wanted| stream.has_accepted(&wanted.name, &wanted.version));
-        holding += usize::from(has_all);
-    }
-    (holding, all)
 }
 
 fn problem_status(problem: &Problem) -> ObjectStatus {

@@ -1,70 +1,47 @@
-//! [`Authority`]: the keys, what they sign, and their rotation.
+//! [`Authority`]: what signs, and the rotation of its keys.
 //!
-//! Signing reads an immutable [`Signer`] without a lock; rotation (a background task, or an
-//! operator) replaces it under the mutex of the state. File access is synchronous and rare: at
-//! start and when something rotates.
+//! Signing reads an immutable [`Signer`] without a lock. One task ([`Authority::run`]) reads the
+//! store and, while this process leads, writes to it what [`Material::next`] says is due; whatever
+//! the store has then is what signs. So replicas that don't lead follow the one that does.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use seine_identity::{Identity, X509Bundle};
-use serde::{Deserialize, Serialize};
-use tracing::{error, info};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::store::{State, Store, file, intermediate_file, root_file};
+use super::certificate::{BACKDATE, CaCertificate, new_serial, signing};
+use super::external::External;
+use super::material::{Material, Phase, unix};
+use super::store::{Revision, Store};
 use super::{CaError, CaOptions};
+use crate::leader::Leadership;
 
-const STATE_VERSION: u32 = 1;
-
-/// Certificates are valid from a bit before now, for clocks that are behind ours.
-const BACKDATE: Duration = Duration::from_secs(30);
-
-/// Added to each phase of a root's rotation, for clocks that differ.
-const PHASE_MARGIN: Duration = Duration::from_secs(60);
-
-/// How often rotation is thought about.
+/// How often rotation is thought about, and a shared store is read though nothing was heard of it.
 const TICK: Duration = Duration::from_secs(15);
 
-/// Where the rotation of the root stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// One root.
-    Steady,
-    /// Two are trusted, the old one signs.
-    TrustBoth,
-    /// Two are trusted, the new one signs.
-    IssueFromNew,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Steady => "steady",
-            Self::TrustBoth => "trust-both",
-            Self::IssueFromNew => "issue-from-new",
-        })
-    }
-}
+/// Two replicas that start at once settle within a few attempts.
+const ATTEMPTS: usize = 5;
 
 /// A certificate that was just signed.
 #[derive(Debug, Clone)]
 pub struct Issued {
-    /// PEM: leaf, intermediate, and in the last element every trusted root.
+    /// PEM: leaf, intermediates, and in the last element every trusted root.
     pub chain: Vec<String>,
-    /// The same leaf and intermediate in DER, for our own TLS.
+    /// The same leaf and intermediates in DER, for our own TLS.
     pub der: Vec<CertificateDer<'static>>,
     /// Serial number in lower-case hexadecimal.
     pub serial: String,
@@ -76,6 +53,13 @@ pub struct Issued {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CaStatus {
+    /// The directory or the Secret that has the keys.
+    pub store: String,
+    /// The intermediate was made elsewhere (Secret `seine-intermediate`).
+    pub external: bool,
+    /// Why the Secret `seine-intermediate` is not used; what was good before it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_problem: Option<String>,
     /// Where a rotation stands.
     pub phase: Phase,
     /// When the next phase may start, in seconds since 1970; none while steady.
@@ -93,64 +77,81 @@ pub struct CaStatus {
 /// The certificate authority of one trust domain.
 pub struct Authority {
     options: CaOptions,
-    store: Store,
-    state: Mutex<State>,
+    store: Box<dyn Store>,
+    external: watch::Receiver<External>,
+    /// What the store had when it was last read or written.
+    held: tokio::sync::Mutex<Held>,
+    /// When that was.
+    confirmed: Mutex<Instant>,
     signer: ArcSwap<Signer>,
+    /// Told when the roots change.
+    roots: watch::Sender<Arc<str>>,
+}
+
+struct Held {
+    material: Material,
+    revision: Option<Revision>,
 }
 
 /// What is needed to sign, of one moment.
 struct Signer {
     issuer: Issuer<'static, KeyPair>,
-    intermediate: CaCertificate,
-    root_number: u64,
+    /// The intermediate, and those between it and the root.
+    chain: Vec<CaCertificate>,
     roots: Vec<CaCertificate>,
-}
-
-#[derive(Clone)]
-struct CaCertificate {
-    der: CertificateDer<'static>,
-    pem: String,
-    not_before: SystemTime,
-    not_after: SystemTime,
+    material: Material,
 }
 
 impl Authority {
-    /// Loads the CA of the directory, or makes one there.
+    /// Loads the CA of the store, or makes one there: below the intermediate from outside if there
+    /// is one, else with a root of its own.
     ///
     /// # Errors
     ///
-    /// When files can't be read or written, or belong to another trust domain.
-    pub fn open(options: CaOptions) -> Result<Arc<Self>, CaError> {
-        Self::open_at(options, SystemTime::now())
+    /// When the store can't be read or written or has the CA of another trust domain, or when
+    /// there is neither a CA nor a good intermediate to make one of.
+    pub async fn open(
+        options: CaOptions,
+        store: Box<dyn Store>,
+        external: watch::Receiver<External>,
+    ) -> Result<Arc<Self>, CaError> {
+        Self::open_at(options, store, external, SystemTime::now()).await
     }
 
-    pub(super) fn open_at(options: CaOptions, now: SystemTime) -> Result<Arc<Self>, CaError> {
-        let store = Store::open(&options.directory)?;
-        let mut state = match store.state()? {
-            Some(state) => check(&store, state, &options)?,
-            None => create(&store, &options, now)?,
-        };
-        // With a longer maximum than before, the phases of a rotation take longer.
-        let longest = longest(&options);
-        if longest > state.longest_lifetime {
-            state.longest_lifetime = longest;
-            store.write_state(&state)?;
-        }
-        let signer = Signer::load(&store, &state)?;
-        store.publish_roots(&signer.roots_pem())?;
+    pub(super) async fn open_at(
+        options: CaOptions,
+        store: Box<dyn Store>,
+        external: watch::Receiver<External>,
+        now: SystemTime,
+    ) -> Result<Arc<Self>, CaError> {
+        let given = external.borrow().clone();
+        let held = open_held(&options, &*store, &given, now).await?;
+        held.material.check(&store.place(), &options)?;
+        let signer = Signer::new(held.material.clone())?;
         info!(
-            directory = %options.directory.display(), trust_domain = %options.trust_domain,
-            phase = %state.phase, root = state.root, intermediate = state.intermediate,
+            store = %store.place(), trust_domain = %options.trust_domain,
+            phase = %held.material.state.phase, root = held.material.signing_root(),
+            intermediate = held.material.state.intermediate,
+            external = held.material.is_external(),
             "certificate authority ready"
         );
-        let authority = Self {
+        let ended = signer.chain[0].not_after <= now;
+        let (roots, _) = watch::channel(signer.roots_pem().into());
+        let authority = Arc::new(Self {
             options,
             store,
-            state: Mutex::new(state),
+            external,
+            held: tokio::sync::Mutex::new(held),
+            confirmed: Mutex::new(Instant::now()),
             signer: ArcSwap::from_pointee(signer),
-        };
-        authority.tick(now)?;
-        Ok(Arc::new(authority))
+            roots,
+        });
+        // Of a shared store the leader does it; but without a certificate of its own this process
+        // would not get so far as to lead.
+        if !authority.is_shared() || ended {
+            authority.follow(&Leadership::always(), now).await?;
+        }
+        Ok(authority)
     }
 
     /// Settings.
@@ -206,6 +207,11 @@ impl Authority {
         self.signer.load().roots_pem()
     }
 
+    /// The same, and told of each change.
+    pub fn subscribe_roots(&self) -> watch::Receiver<Arc<str>> {
+        self.roots.subscribe()
+    }
+
     /// The same as the trust domain's bundle.
     pub fn bundle(&self) -> X509Bundle {
         let signer = self.signer.load();
@@ -216,18 +222,23 @@ impl Authority {
 
     /// Where things stand; no keys.
     pub fn status(&self) -> CaStatus {
-        let state = self.state.lock().clone();
         let signer = self.signer.load();
-        let left = signer
-            .intermediate
-            .not_after
-            .duration_since(SystemTime::now());
+        let material = &signer.material;
+        let left = signer.chain[0].not_after.duration_since(SystemTime::now());
+        let steady = material.state.phase == Phase::Steady;
+        let phase_end = material.phase_end(self.store.lag());
         CaStatus {
-            phase: state.phase,
-            next_phase_after: (state.phase != Phase::Steady).then(|| unix(phase_end(&state))),
+            store: self.store.place(),
+            external: material.is_external(),
+            external_problem: match &*self.external.borrow() {
+                External::Invalid(reason) => Some(reason.clone()),
+                External::Absent | External::Valid(_) => None,
+            },
+            phase: material.state.phase,
+            next_phase_after: (!steady).then(|| unix(phase_end)),
             trusted_roots: signer.roots.len(),
-            root: signer.root_number,
-            intermediate: state.intermediate,
+            root: material.signing_root(),
+            intermediate: material.state.intermediate,
             intermediate_seconds_left: left.unwrap_or_default().as_secs(),
         }
     }
@@ -236,101 +247,113 @@ impl Authority {
     ///
     /// # Errors
     ///
-    /// When files can't be written. The old one stays in use then.
-    pub fn rotate_intermediate(&self) -> Result<(), CaError> {
-        let mut state = self.state.lock();
-        let next = State {
-            intermediate: state.intermediate + 1,
-            ..state.clone()
-        };
-        self.change(&mut state, next, SystemTime::now())
+    /// When the store can't be written, or the intermediate is not of our making. The old one stays
+    /// in use then.
+    pub async fn rotate_intermediate(&self) -> Result<(), CaError> {
+        let mut held = self.held.lock().await;
+        if held.material.is_external() {
+            return Err(CaError::RootIsExternal);
+        }
+        let next = held
+            .material
+            .with_new_intermediate(&self.options, SystemTime::now())?;
+        self.change(&mut held, next).await
     }
 
     /// Starts the rotation of the root; it goes on by itself (see the module's docs).
     ///
     /// # Errors
     ///
-    /// When one is under way, or files can't be written.
-    pub fn start_root_rotation(&self) -> Result<(), CaError> {
-        self.start_root_rotation_at(SystemTime::now())
+    /// When one is under way, the root is not ours, or the store can't be written.
+    pub async fn start_root_rotation(&self) -> Result<(), CaError> {
+        let mut held = self.held.lock().await;
+        self.start_root_rotation_at(&mut held, SystemTime::now())
+            .await
     }
 
-    /// Runs for ever: rotates what is due, and starts what an operator asks for.
-    pub async fn run(self: Arc<Self>) {
+    /// Runs for ever: follows the store, and while this process leads rotates what is due and
+    /// starts what an operator asks for.
+    pub async fn run(self: Arc<Self>, leadership: Leadership) {
+        let mut external = self.external.clone();
+        let mut external_ends = false;
         loop {
-            tokio::time::sleep(TICK).await;
-            let authority = Arc::clone(&self);
-            let tick = move || authority.tick(SystemTime::now());
-            match tokio::task::spawn_blocking(tick).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => error!(%error, "rotation of the CA's keys failed; tried again"),
-                Err(error) => error!(%error, "rotation of the CA's keys did not end well"),
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = self.store.changed() => {}
+                changed = external.changed(), if !external_ends => external_ends = changed.is_err(),
+            }
+            match self.follow(&leadership, SystemTime::now()).await {
+                Ok(()) => {}
+                // Another replica was first; what it wrote is read next time.
+                Err(error @ CaError::Conflict(_)) => info!(%error, "read again"),
+                Err(error) => {
+                    error!(%error, "the CA's keys can't be read or rotated; tried again");
+                }
             }
         }
+    }
+
+    /// Takes over what the store has, and writes what is due if this process leads.
+    async fn follow(&self, leadership: &Leadership, now: SystemTime) -> Result<(), CaError> {
+        let mut held = self.held.lock().await;
+        let found = self.store.poll(held.revision.as_ref()).await?;
+        *self.confirmed.lock() = Instant::now();
+        if let Some(material) = found.material {
+            material.check(&self.store.place(), &self.options)?;
+            self.install(&mut held, material, found.revision.clone())?;
+        }
+        let gone = held.revision.is_some() && found.revision.is_none() && self.is_shared();
+        let work = async {
+            if gone {
+                warn!(store = %self.store.place(), "the CA's keys were deleted; written again");
+                held.revision = self.store.replace(&held.material, None).await.map(Some)?;
+            }
+            self.rotate(&mut held, found.rotation_asked, now).await
+        };
+        leadership.lead(work).await.unwrap_or(Ok(()))
+    }
+
+    /// Another process may write to the store too.
+    fn is_shared(&self) -> bool {
+        !self.store.lag().is_zero()
     }
 
     /// Rotates what is due at `now`.
-    pub(super) fn tick(&self, now: SystemTime) -> Result<(), CaError> {
-        let signer = self.signer.load_full();
-        if self.store.rotation_asked() {
-            match self.start_root_rotation_at(now) {
+    async fn rotate(&self, held: &mut Held, asked: bool, now: SystemTime) -> Result<(), CaError> {
+        if asked {
+            match self.start_root_rotation_at(held, now).await {
                 Ok(()) => {}
-                Err(error @ CaError::RotationUnderWay(_)) => info!(%error, "no second one started"),
+                Err(error @ (CaError::RotationUnderWay(_) | CaError::RootIsExternal)) => {
+                    warn!(%error, "no rotation of the root is started");
+                }
                 Err(error) => return Err(error),
             }
-            self.store.rotation_started();
+            self.store.rotation_answered().await?;
         }
-        let mut state = self.state.lock();
-        let due = state.phase != Phase::Steady && now >= phase_end(&state);
-        match state.phase {
-            Phase::Steady if signer.newest_root().left(now) < 0.2 => {
-                drop(state);
-                return self.start_root_rotation_at(now);
-            }
-            Phase::TrustBoth if due => {
-                let next = State {
-                    phase: Phase::IssueFromNew,
-                    since: unix(now),
-                    intermediate: state.intermediate + 1,
-                    ..state.clone()
-                };
-                self.change(&mut state, next, now)?;
-            }
-            Phase::IssueFromNew if due => {
-                let old = state.root;
-                let next = State {
-                    phase: Phase::Steady,
-                    since: unix(now),
-                    root: old + 1,
-                    ..state.clone()
-                };
-                self.change(&mut state, next, now)?;
-                self.store.remove(&root_file(old));
-            }
-            _ => {}
-        }
-        if self.signer.load().intermediate.left(now) < 0.5 {
-            let next = State {
-                intermediate: state.intermediate + 1,
-                ..state.clone()
-            };
-            self.change(&mut state, next, now)?;
+        let external = self.external.borrow().clone();
+        let given = match &external {
+            External::Valid(given) => Some(given),
+            External::Absent | External::Invalid(_) => None,
+        };
+        let lag = self.store.lag();
+        while let Some(next) = held.material.next(&self.options, given, lag, now)? {
+            self.change(held, next).await?;
         }
         Ok(())
     }
 
-    pub(super) fn start_root_rotation_at(&self, now: SystemTime) -> Result<(), CaError> {
-        let mut state = self.state.lock();
-        if state.phase != Phase::Steady {
-            return Err(CaError::RotationUnderWay(state.phase));
-        }
-        let next = State {
-            phase: Phase::TrustBoth,
-            since: unix(now),
-            ..state.clone()
-        };
-        make_root(&self.store, &self.options, state.root + 1, now)?;
-        self.change(&mut state, next, now)
+    async fn start_root_rotation_at(
+        &self,
+        held: &mut Held,
+        now: SystemTime,
+    ) -> Result<(), CaError> {
+        let next = held.material.begin_root_rotation(&self.options, now)?;
+        self.change(held, next).await
+    }
+
+    #[cfg(test)]
+    pub(super) async fn tick(&self, now: SystemTime) -> Result<(), CaError> {
+        self.follow(&Leadership::always(), now).await
     }
 
     pub(super) fn sign(
@@ -340,14 +363,18 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Issued, CaError> {
+        if self.is_shared() && self.confirmed.lock().elapsed() >= self.store.lag() {
+            return Err(CaError::Stale(self.store.place()));
+        }
         let signer = self.signer.load();
+        let intermediate = &signer.chain[0];
         let options = &self.options;
         let lifetime = match lifetime {
             Duration::ZERO => options.default_lifetime,
             asked => asked,
         };
         let lifetime = lifetime.min(options.max_lifetime).max(options.min_lifetime);
-        let not_after = (now + lifetime).min(signer.intermediate.not_after);
+        let not_after = (now + lifetime).min(intermediate.not_after);
         if not_after <= now {
             return Err(CaError::IntermediateEnded);
         }
@@ -355,7 +382,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = sans;
-        params.not_before = (now - BACKDATE).max(signer.intermediate.not_before).into();
+        params.not_before = (now - BACKDATE).max(intermediate.not_before).into();
         params.not_after = not_after.into();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -368,37 +395,52 @@ impl Authority {
         let leaf = params
             .signed_by(key, &signer.issuer)
             .map_err(signing("certificate"))?;
+        let between = || signer.chain.iter();
+        let mut chain = vec![leaf.pem()];
+        chain.extend(between().map(|certificate| certificate.pem.clone()));
+        chain.push(signer.roots_pem());
+        let mut der = vec![leaf.der().clone()];
+        der.extend(between().map(|certificate| certificate.der.clone()));
         Ok(Issued {
-            chain: vec![
-                leaf.pem(),
-                signer.intermediate.pem.clone(),
-                signer.roots_pem(),
-            ],
-            der: vec![leaf.der().clone(), signer.intermediate.der.clone()],
+            chain,
+            der,
             serial: serial.iter().map(|byte| format!("{byte:02x}")).collect(),
             not_after,
         })
     }
 
-    /// Puts a new state in force: keys first, then the state that names them, then what they
-    /// replace goes away.
-    fn change(&self, state: &mut State, next: State, now: SystemTime) -> Result<(), CaError> {
-        if next.intermediate != state.intermediate {
-            let root = signing_root(&next);
-            make_intermediate(&self.store, &self.options, root, next.intermediate, now)?;
-        }
-        let signer = Signer::load(&self.store, &next)?;
-        self.store.write_state(&next)?;
-        self.store.publish_roots(&signer.roots_pem())?;
-        let old = std::mem::replace(state, next);
+    /// Writes, and then signs with what was written.
+    async fn change(&self, held: &mut Held, next: Material) -> Result<(), CaError> {
+        // First: what can't sign is never written.
+        Signer::new(next.clone())?;
+        let revision = self.store.replace(&next, held.revision.as_ref()).await?;
+        self.install(held, next, Some(revision))
+    }
+
+    fn install(
+        &self,
+        held: &mut Held,
+        material: Material,
+        revision: Option<Revision>,
+    ) -> Result<(), CaError> {
+        let signer = Signer::new(material.clone())?;
+        let roots: Arc<str> = signer.roots_pem().into();
+        let same = held.material == material;
+        *held = Held { material, revision };
         self.signer.store(Arc::new(signer));
-        if old.intermediate != state.intermediate {
-            self.store.remove(&intermediate_file(old.intermediate));
+        self.roots.send_if_modified(|known| {
+            let changed = *known != roots;
+            *known = roots;
+            changed
+        });
+        if !same {
+            let state = &held.material.state;
+            info!(
+                phase = %state.phase, root = held.material.signing_root(),
+                intermediate = state.intermediate, external = held.material.is_external(),
+                "the CA's keys changed"
+            );
         }
-        info!(
-            phase = %state.phase, root = signing_root(state), intermediate = state.intermediate,
-            "the CA's keys were rotated"
-        );
         Ok(())
     }
 }
@@ -412,216 +454,55 @@ impl fmt::Debug for Authority {
 }
 
 impl Signer {
-    fn load(store: &Store, state: &State) -> Result<Self, CaError> {
-        let numbers = match state.phase {
-            Phase::Steady => vec![state.root],
-            Phase::TrustBoth | Phase::IssueFromNew => vec![state.root, state.root + 1],
-        };
-        let mut roots = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            roots.push(read(store, &root_file(number))?.0);
-        }
-        let (intermediate, key) = read(store, &intermediate_file(state.intermediate))?;
-        let issuer = Issuer::from_ca_cert_der(&intermediate.der, key)
+    fn new(material: Material) -> Result<Self, CaError> {
+        // Never empty: an empty file is an error.
+        let chain = material.chain()?;
+        let issuer = Issuer::from_ca_cert_der(&chain[0].der, material.key()?)
             .map_err(signing("signer of the intermediate"))?;
         Ok(Self {
             issuer,
-            intermediate,
-            root_number: signing_root(state),
-            roots,
+            roots: material.roots()?,
+            chain,
+            material,
         })
     }
 
     fn roots_pem(&self) -> String {
         self.roots.iter().map(|root| root.pem.as_str()).collect()
     }
-
-    fn newest_root(&self) -> &CaCertificate {
-        self.roots.last().expect("every phase has a root")
-    }
 }
 
-impl CaCertificate {
-    fn parse(der: CertificateDer<'static>, pem: String) -> Result<Self, String> {
-        let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
-        let time = |seconds: i64| {
-            UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+/// What the store has; made there if it has nothing. Of several that make at once one wins, and the
+/// others take what it made.
+async fn open_held(
+    options: &CaOptions,
+    store: &dyn Store,
+    external: &External,
+    now: SystemTime,
+) -> Result<Held, CaError> {
+    let mut attempt = 1;
+    loop {
+        let found = store.load().await?;
+        if let Some(material) = found.material {
+            let revision = found.revision;
+            return Ok(Held { material, revision });
+        }
+        let material = match external {
+            External::Absent => Material::new(options, now)?,
+            External::Valid(given) => Material::external(options, given, now),
+            External::Invalid(reason) => return Err(CaError::External(reason.clone())),
         };
-        let (not_before, not_after) = (
-            time(parsed.validity().not_before.timestamp()),
-            time(parsed.validity().not_after.timestamp()),
-        );
-        Ok(Self {
-            der,
-            pem,
-            not_before,
-            not_after,
-        })
+        match store.replace(&material, found.revision.as_ref()).await {
+            Ok(revision) => {
+                info!(store = %store.place(), "a new certificate authority was made");
+                let revision = Some(revision);
+                return Ok(Held { material, revision });
+            }
+            Err(CaError::Conflict(place)) if attempt < ATTEMPTS => {
+                info!(place, "another replica made the certificate authority");
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
+        }
     }
-
-    /// Which part of its life is left.
-    fn left(&self, now: SystemTime) -> f64 {
-        let life = self
-            .not_after
-            .duration_since(self.not_before)
-            .unwrap_or_default();
-        let left = self.not_after.duration_since(now).unwrap_or_default();
-        left.as_secs_f64() / life.as_secs_f64().max(1.0)
-    }
-}
-
-/// The root above the intermediate in use.
-fn signing_root(state: &State) -> u64 {
-    match state.phase {
-        Phase::Steady | Phase::TrustBoth => state.root,
-        Phase::IssueFromNew => state.root + 1,
-    }
-}
-
-/// When every certificate from before this phase has ended.
-fn phase_end(state: &State) -> SystemTime {
-    UNIX_EPOCH
-        + Duration::from_secs(state.since.saturating_add(state.longest_lifetime))
-        + PHASE_MARGIN
-}
-
-fn longest(options: &CaOptions) -> u64 {
-    options.max_lifetime.max(options.min_lifetime).as_secs()
-}
-
-fn check(store: &Store, state: State, options: &CaOptions) -> Result<State, CaError> {
-    if state.version != STATE_VERSION {
-        let reason = format!(
-            "layout {} is not known to this version (it knows {STATE_VERSION})",
-            state.version
-        );
-        return Err(file(store.path(), reason));
-    }
-    if state.trust_domain != options.trust_domain.as_str() {
-        return Err(CaError::TrustDomain {
-            path: store.path().into(),
-            actual: state.trust_domain,
-            wanted: options.trust_domain.clone(),
-        });
-    }
-    Ok(state)
-}
-
-fn create(store: &Store, options: &CaOptions, now: SystemTime) -> Result<State, CaError> {
-    make_root(store, options, 1, now)?;
-    make_intermediate(store, options, 1, 1, now)?;
-    let state = State {
-        version: STATE_VERSION,
-        trust_domain: options.trust_domain.to_string(),
-        phase: Phase::Steady,
-        since: unix(now),
-        longest_lifetime: longest(options),
-        root: 1,
-        intermediate: 1,
-    };
-    store.write_state(&state)?;
-    Ok(state)
-}
-
-fn make_root(
-    store: &Store,
-    options: &CaOptions,
-    number: u64,
-    now: SystemTime,
-) -> Result<(), CaError> {
-    let key = KeyPair::generate().map_err(signing("root key"))?;
-    let params = ca_params(options, "root", number, now, options.root_lifetime, 1);
-    let certificate = params.self_signed(&key).map_err(signing("root"))?;
-    write(store, &root_file(number), &certificate.pem(), &key)
-}
-
-fn make_intermediate(
-    store: &Store,
-    options: &CaOptions,
-    root: u64,
-    number: u64,
-    now: SystemTime,
-) -> Result<(), CaError> {
-    let (root, root_key) = read(store, &root_file(root))?;
-    let left = root.not_after.duration_since(now).unwrap_or_default();
-    let lifetime = options.intermediate_lifetime.min(left);
-    let issuer = Issuer::from_ca_cert_der(&root.der, root_key).map_err(signing("signer"))?;
-    let key = KeyPair::generate().map_err(signing("intermediate key"))?;
-    let params = ca_params(options, "intermediate", number, now, lifetime, 0);
-    let certificate = params
-        .signed_by(&key, &issuer)
-        .map_err(signing("intermediate"))?;
-    write(store, &intermediate_file(number), &certificate.pem(), &key)
-}
-
-fn ca_params(
-    options: &CaOptions,
-    what: &str,
-    number: u64,
-    now: SystemTime,
-    lifetime: Duration,
-    path_length: u8,
-) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, options.trust_domain.as_str());
-    // A name of its own for each: peers hold several during a rotation, and two directories of the
-    // same domain never have the same.
-    let serial = new_serial();
-    let unique: String = serial[..4]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    name.push(
-        DnType::CommonName,
-        format!("Seine {what} {number} {unique}"),
-    );
-    params.distinguished_name = name;
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + lifetime).into();
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.use_authority_key_identifier_extension = what != "root";
-    params
-}
-
-fn write(store: &Store, name: &str, certificate: &str, key: &KeyPair) -> Result<(), CaError> {
-    let key = Zeroizing::new(key.serialize_pem());
-    let mut text = Zeroizing::new(String::with_capacity(certificate.len() + key.len()));
-    text.push_str(certificate);
-    text.push_str(&key);
-    store.write_keys(name, &text)
-}
-
-fn read(store: &Store, name: &str) -> Result<(CaCertificate, KeyPair), CaError> {
-    let text = store.read_keys(name)?;
-    let bad = |reason: String| file(&store.path().join(name), reason);
-    let der = CertificateDer::from_pem_slice(text.as_bytes())
-        .map_err(|error| bad(format!("certificate: {error}")))?;
-    let at = text
-        .find("-----BEGIN PRIVATE KEY")
-        .ok_or_else(|| bad("no key in it".into()))?;
-    let (certificate, key) = text.split_at(at);
-    let key = KeyPair::from_pem(key).map_err(|error| bad(format!("key: {error}")))?;
-    let certificate = CaCertificate::parse(der, certificate.to_owned())
-        .map_err(|error| bad(format!("certificate: {error}")))?;
-    Ok((certificate, key))
-}
-
-/// 126 random bits, positive and of constant length (RFC 5280 section 4.1.2.2).
-fn new_serial() -> [u8; 16] {
-    let mut serial: [u8; 16] = rand::random();
-    serial[0] = serial[0] & 0x3f | 0x40;
-    serial
-}
-
-fn unix(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
-}
-
-fn signing(what: &'static str) -> impl FnOnce(rcgen::Error) -> CaError {
-    move |source| CaError::Signing { what, source }
 }

@@ -80,6 +80,15 @@ pub struct Findings {
     pub refused_pods: BTreeMap<ObjectKey, Refusal>,
 }
 
+impl Findings {
+    /// What became of every policy, of whatever kind.
+    pub fn policies(&self) -> impl Iterator<Item = &PolicyFinding> {
+        self.authorization_policies
+            .values()
+            .chain(self.mesh_tls.values())
+    }
+}
+
 /// What became of one policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyFinding {

@@ -23,7 +23,13 @@ use super::{
     ResourceType,
     server::{Clients, ServerOptions, XdsServer},
 };
-use crate::{authn::tests::TestIssuer, model::Model, status, translate::Settings};
+use crate::{
+    authn::tests::TestIssuer,
+    model::Model,
+    publish::{Held, Totals},
+    status,
+    translate::Settings,
+};
 
 const ACCOUNT: &str = "seine-system/seine-ztunnel";
 
@@ -282,7 +288,9 @@ async fn what_a_client_rejects_is_shown_and_sent_again_only_once_it_changed() {
         assert_eq!(state.accepted(), 0);
     }
     let programmed = |server: &Server| {
-        let report = status::report(&server.models.borrow(), &server.clients.list(), &[]);
+        let model = server.models.borrow();
+        let totals = Totals::of([Held::of(&model, &server.clients.list())]);
+        let report = status::report(&model, &totals, &[]);
         report[0]
             .conditions
             .iter()

@@ -112,32 +112,30 @@ pub fn enrolment(
     }
 }
 
-fn opted_in(namespace: Option<&Namespace>, pod: &Pod, settings: &EnrolmentSettings) -> bool {
-    let Some(namespace) = namespace else {
-        return false;
-    };
-    let of_namespace = |label: &str| {
-        namespace
-            .metadata
-            .labels
-            .as_ref()?
-            .get(label)
-            .map(String::as_str)
-    };
-    let of_pod = |label: &str| pod.metadata.labels.as_ref()?.get(label).map(String::as_str);
-    if of_pod(MESH_LABEL) == Some(DISABLED) {
-        return false;
-    }
-    match of_namespace(MESH_LABEL) {
+/// Whether the namespace's labels put its pods in the mesh, but for those that opt out themselves.
+pub fn namespace_opted_in(namespace: &Namespace, settings: &EnrolmentSettings) -> bool {
+    let label = |name: &str| namespace.metadata.labels.as_ref()?.get(name);
+    match label(MESH_LABEL).map(String::as_str) {
         Some(ENABLED) => true,
         // Any other value of our own label is an answer too: the alias doesn't overrule it.
         Some(_) => false,
         None => {
-            settings.istio_alias
-                && of_namespace(ISTIO_MODE_LABEL) == Some("ambient")
-                && of_pod(ISTIO_MODE_LABEL) != Some("none")
+            settings.istio_alias && label(ISTIO_MODE_LABEL).is_some_and(|mode| mode == "ambient")
         }
     }
+}
+
+fn opted_in(namespace: Option<&Namespace>, pod: &Pod, settings: &EnrolmentSettings) -> bool {
+    let Some(namespace) = namespace else {
+        return false;
+    };
+    let of_pod = |label: &str| pod.metadata.labels.as_ref()?.get(label).map(String::as_str);
+    if of_pod(MESH_LABEL) == Some(DISABLED) || !namespace_opted_in(namespace, settings) {
+        return false;
+    }
+    let labels = namespace.metadata.labels.as_ref();
+    let by_alias = labels.is_none_or(|labels| !labels.contains_key(MESH_LABEL));
+    !(by_alias && of_pod(ISTIO_MODE_LABEL) == Some("none"))
 }
 
 fn refusal(pod: &Pod, settings: &EnrolmentSettings) -> Option<Refusal> {

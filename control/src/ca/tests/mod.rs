@@ -1,5 +1,8 @@
 //! The authority, its rotation, and the gRPC service against the real client on loopback.
 
+mod external;
+mod secret;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
@@ -19,20 +22,40 @@ use seine_proto::ca::IstioCertificateRequest;
 use seine_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
-use super::authority::Phase;
-use super::{Authority, CaError, CaOptions, CertificateService, NodeAuthorizer, server_tls};
+use super::{
+    Authority, CaError, CaOptions, CertificateService, DirectoryStore, External, NodeAuthorizer,
+    Phase, server_tls,
+};
 use crate::authn::tests::TestIssuer;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const ZTUNNEL: &str = "seine-system/seine-ztunnel";
 const SERVER: &str = "seine-control.seine-system.svc";
 
-fn options(directory: &Path) -> CaOptions {
-    CaOptions::new(directory, TrustDomain::new("cluster.local").unwrap())
+fn options() -> CaOptions {
+    CaOptions::new(TrustDomain::new("cluster.local").unwrap())
+}
+
+async fn open_with(options: CaOptions, directory: &Path) -> Result<Arc<Authority>, CaError> {
+    open_at(options, directory, SystemTime::now()).await
+}
+
+async fn open(directory: &Path) -> Result<Arc<Authority>, CaError> {
+    open_with(options(), directory).await
+}
+
+async fn open_at(
+    options: CaOptions,
+    directory: &Path,
+    now: SystemTime,
+) -> Result<Arc<Authority>, CaError> {
+    let store = Box::new(DirectoryStore::open(directory)?);
+    let (_, external) = watch::channel(External::Absent);
+    Authority::open_at(options, store, external, now).await
 }
 
 fn id(text: &str) -> Identity {
@@ -72,11 +95,11 @@ fn trusted(chain: &[CertificateDer<'_>], roots: &str, now: SystemTime) -> bool {
     .is_ok()
 }
 
-#[test]
-fn a_ca_is_made_once_and_loaded_after() {
+#[tokio::test]
+async fn a_ca_is_made_once_and_loaded_after() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("ca");
-    let first = Authority::open(options(&path)).unwrap();
+    let first = open(&path).await.unwrap();
     let (chain, roots) = (leaf(&first), first.roots_pem());
     assert!(trusted(&chain, &roots, SystemTime::now()));
     assert_eq!(
@@ -84,7 +107,7 @@ fn a_ca_is_made_once_and_loaded_after() {
         roots
     );
     drop(first);
-    let second = Authority::open(options(&path)).unwrap();
+    let second = open(&path).await.unwrap();
     assert_eq!(second.roots_pem(), roots);
     assert!(trusted(&leaf(&second), &roots, SystemTime::now()));
 
@@ -106,37 +129,37 @@ fn a_ca_is_made_once_and_loaded_after() {
     );
 }
 
-#[test]
-fn a_directory_that_can_not_be_right_is_refused() {
+#[tokio::test]
+async fn a_directory_that_can_not_be_right_is_refused() {
     let directory = TempDir::new().unwrap();
-    Authority::open(options(directory.path())).unwrap();
-    let mut other = options(directory.path());
+    open(directory.path()).await.unwrap();
+    let mut other = options();
     other.trust_domain = TrustDomain::new("other.example").unwrap();
     assert!(matches!(
-        Authority::open(other),
+        open_with(other, directory.path()).await,
         Err(CaError::TrustDomain { .. })
     ));
 
     let key = directory.path().join("intermediate-1.pem");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-    let error = Authority::open(options(directory.path())).unwrap_err();
+    let error = open(directory.path()).await.unwrap_err();
     assert!(error.to_string().contains("mode 640"), "{error}");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    Authority::open(options(directory.path())).unwrap();
+    open(directory.path()).await.unwrap();
 
     fs::remove_file(directory.path().join("state.json")).unwrap();
-    let error = Authority::open(options(directory.path())).unwrap_err();
+    let error = open(directory.path()).await.unwrap_err();
     assert!(error.to_string().contains("is missing"), "{error}");
 }
 
-#[test]
-fn a_first_start_that_was_cut_off_is_begun_again() {
+#[tokio::test]
+async fn a_first_start_that_was_cut_off_is_begun_again() {
     let directory = TempDir::new().unwrap();
-    Authority::open(options(directory.path())).unwrap();
+    open(directory.path()).await.unwrap();
     for name in ["state.json", "root-cert.pem"] {
         fs::remove_file(directory.path().join(name)).unwrap();
     }
-    let again = Authority::open(options(directory.path())).unwrap();
+    let again = open(directory.path()).await.unwrap();
     assert!(trusted(
         &leaf(&again),
         &again.roots_pem(),
@@ -144,13 +167,13 @@ fn a_first_start_that_was_cut_off_is_begun_again() {
     ));
 }
 
-#[test]
-fn lifetimes_are_kept_within_bounds() {
+#[tokio::test]
+async fn lifetimes_are_kept_within_bounds() {
     let directory = TempDir::new().unwrap();
-    let mut options = options(directory.path());
+    let mut options = options();
     options.min_lifetime = Duration::from_secs(30);
     options.default_lifetime = DAY / 2;
-    let authority = Authority::open(options).unwrap();
+    let authority = open_with(options, directory.path()).await.unwrap();
     let key = KeyPair::generate().unwrap();
     let life = |asked: u64| {
         let issued = authority
@@ -165,13 +188,13 @@ fn lifetimes_are_kept_within_bounds() {
     assert_eq!(life(u32::MAX.into()), 24 * 3600);
 }
 
-#[test]
-fn no_certificate_outlives_the_intermediate() {
+#[tokio::test]
+async fn no_certificate_outlives_the_intermediate() {
     let directory = TempDir::new().unwrap();
-    let mut options = options(directory.path());
+    let mut options = options();
     options.intermediate_lifetime = DAY;
     let start = SystemTime::now();
-    let authority = Authority::open_at(options, start).unwrap();
+    let authority = open_at(options, directory.path(), start).await.unwrap();
     let key = KeyPair::generate().unwrap();
     let name = || vec![SanType::DnsName("x".try_into().unwrap())];
     let late = start + DAY.mul_f64(0.9);
@@ -181,15 +204,15 @@ fn no_certificate_outlives_the_intermediate() {
     assert!(matches!(ended, Err(CaError::IntermediateEnded)));
 }
 
-#[test]
-fn a_new_intermediate_signs_at_half_life_and_the_old_certificates_stay_good() {
+#[tokio::test]
+async fn a_new_intermediate_signs_at_half_life_and_the_old_certificates_stay_good() {
     let directory = TempDir::new().unwrap();
     let start = SystemTime::now();
-    let authority = Authority::open_at(options(directory.path()), start).unwrap();
+    let authority = open_at(options(), directory.path(), start).await.unwrap();
     let roots = authority.roots_pem();
     let later = start + 31 * DAY;
     let before = leaf_at(&authority, later);
-    authority.tick(later).unwrap();
+    authority.tick(later).await.unwrap();
     let after = leaf_at(&authority, later);
     assert_ne!(before[1], after[1]);
     assert_eq!(authority.roots_pem(), roots);
@@ -198,11 +221,11 @@ fn a_new_intermediate_signs_at_half_life_and_the_old_certificates_stay_good() {
     assert_eq!(authority.status().intermediate, 2);
 }
 
-#[test]
-fn a_root_rotates_in_three_phases_and_every_peer_trusts_every_certificate_in_use() {
+#[tokio::test]
+async fn a_root_rotates_in_three_phases_and_every_peer_trusts_every_certificate_in_use() {
     let directory = TempDir::new().unwrap();
     let start = SystemTime::now();
-    let mut authority = Authority::open_at(options(directory.path()), start).unwrap();
+    let mut authority = open_at(options(), directory.path(), start).await.unwrap();
     let first_root = authority.roots_pem();
     fs::write(directory.path().join("rotate-root"), "").unwrap();
 
@@ -214,9 +237,9 @@ fn a_root_rotates_in_three_phases_and_every_peer_trusts_every_certificate_in_use
         let now = start + Duration::from_secs(7200) * step;
         if step == 15 {
             // A restart in the middle of it.
-            authority = Authority::open_at(options(directory.path()), now).unwrap();
+            authority = open_at(options(), directory.path(), now).await.unwrap();
         }
-        authority.tick(now).unwrap();
+        authority.tick(now).await.unwrap();
         phases.insert(authority.status().phase.to_string());
         in_use.retain(|(since, ..)| *since + DAY > now);
         in_use.push((now, leaf_at(&authority, now), authority.roots_pem()));
@@ -235,24 +258,24 @@ fn a_root_rotates_in_three_phases_and_every_peer_trusts_every_certificate_in_use
     assert_eq!(published, authority.roots_pem());
 }
 
-#[test]
-fn a_second_root_rotation_waits_for_the_first() {
+#[tokio::test]
+async fn a_second_root_rotation_waits_for_the_first() {
     let directory = TempDir::new().unwrap();
-    let authority = Authority::open(options(directory.path())).unwrap();
-    authority.start_root_rotation().unwrap();
-    let error = authority.start_root_rotation().unwrap_err();
+    let authority = open(directory.path()).await.unwrap();
+    authority.start_root_rotation().await.unwrap();
+    let error = authority.start_root_rotation().await.unwrap_err();
     assert!(matches!(error, CaError::RotationUnderWay(Phase::TrustBoth)));
     assert_eq!(authority.bundle().authorities().len(), 2);
 }
 
-#[test]
-fn a_root_near_its_end_rotates_by_itself() {
+#[tokio::test]
+async fn a_root_near_its_end_rotates_by_itself() {
     let directory = TempDir::new().unwrap();
     let start = SystemTime::now();
-    let authority = Authority::open_at(options(directory.path()), start).unwrap();
-    authority.tick(start + 2900 * DAY).unwrap();
+    let authority = open_at(options(), directory.path(), start).await.unwrap();
+    authority.tick(start + 2900 * DAY).await.unwrap();
     assert_eq!(authority.status().phase, Phase::Steady);
-    authority.tick(start + 2930 * DAY).unwrap();
+    authority.tick(start + 2930 * DAY).await.unwrap();
     assert_eq!(authority.status().phase, Phase::TrustBoth);
 }
 
@@ -288,12 +311,12 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    async fn new() -> Self {
         let directory = TempDir::new().unwrap();
-        let mut options = options(directory.path());
+        let mut options = options();
         options.min_lifetime = Duration::from_secs(1);
         Self {
-            authority: Authority::open(options).unwrap(),
+            authority: open_with(options, directory.path()).await.unwrap(),
             issuer: TestIssuer::new(),
             directory,
         }
@@ -348,7 +371,7 @@ impl World {
 
 #[tokio::test]
 async fn a_node_gets_a_certificate_over_the_wire_that_peers_accept() {
-    let world = World::new();
+    let world = World::new().await;
     let (address, _server) = world.serve("127.0.0.1:0").await;
     let client = world.client(address, &world.node_token());
     let identity = id("shop/sa/api");
@@ -366,7 +389,7 @@ async fn a_node_gets_a_certificate_over_the_wire_that_peers_accept() {
 
 #[tokio::test]
 async fn the_client_tells_refusals_from_failures() {
-    let world = World::new();
+    let world = World::new().await;
     let (address, server) = world.serve("127.0.0.1:0").await;
     let identity = id("shop/sa/api");
 
@@ -399,7 +422,7 @@ async fn the_client_tells_refusals_from_failures() {
     assert!(matches!(error, SourceError::Local { .. }), "{error}");
 
     // A server with the right name of another CA: never sent the token.
-    let stranger = World::new();
+    let stranger = World::new().await;
     let (strange, _stranger) = stranger.serve("127.0.0.1:0").await;
     let client = world.client(strange, &world.node_token());
     let error = client.fetch(&identity).await.unwrap_err();
@@ -418,7 +441,7 @@ async fn the_client_tells_refusals_from_failures() {
 
 #[tokio::test]
 async fn the_manager_renews_from_the_real_ca_while_the_root_rotates() {
-    let world = World::new();
+    let world = World::new().await;
     let (address, _server) = world.serve("127.0.0.1:0").await;
     let mut client = world.client(address, &world.node_token());
     // Certificates of two seconds.
@@ -443,7 +466,7 @@ async fn the_manager_renews_from_the_real_ca_while_the_root_rotates() {
             .len(),
         1
     );
-    world.authority.start_root_rotation().unwrap();
+    world.authority.start_root_rotation().await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), async {
         while bundles
             .load()
@@ -502,7 +525,7 @@ fn csr(identity: &str) -> String {
 
 #[tokio::test]
 async fn each_request_that_must_fail_is_refused_for_its_reason_and_its_twin_is_answered() {
-    let world = World::new();
+    let world = World::new().await;
     let api = "spiffe://cluster.local/ns/shop/sa/api";
     let db = "spiffe://cluster.local/ns/shop/sa/db";
     let foreign = "spiffe://other.example/ns/shop/sa/api";
@@ -619,7 +642,7 @@ async fn each_request_that_must_fail_is_refused_for_its_reason_and_its_twin_is_a
 #[tokio::test]
 async fn a_certificate_has_nothing_but_what_was_checked() {
     use x509_parser::prelude::{FromDer, X509Certificate};
-    let world = World::new();
+    let world = World::new().await;
     let chain = leaf(&world.authority);
     let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
     assert!(leaf.subject().iter().next().is_none());
@@ -633,10 +656,10 @@ async fn a_certificate_has_nothing_but_what_was_checked() {
 #[tokio::test]
 async fn the_server_certificate_is_renewed_by_itself() {
     let directory = TempDir::new().unwrap();
-    let mut options = options(directory.path());
+    let mut options = options();
     options.min_lifetime = Duration::from_secs(1);
     options.default_lifetime = Duration::from_secs(2);
-    let authority = Authority::open(options).unwrap();
+    let authority = open_with(options, directory.path()).await.unwrap();
     let tls = server_tls(&authority, vec![SERVER.into()], vec![]).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,0 +1,533 @@
+//! The one that writes conditions and Events: the leader's task.
+//!
+//! It watches the objects that have a status for what the API server has of them, since the
+//! objects' source leaves statuses out: else each write would be a change of the configuration.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use seine_objects::policy::{AuthorizationPolicy, MeshTls};
+use seine_objects::{ObjectKey, Problem};
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::conditions::{Known, Target, due};
+use super::events::{Announcer, send};
+use super::{FIELD_MANAGER, Totals, held_map};
+use crate::model::Model;
+use crate::status::{self, ObjectStatus};
+
+/// Changes are gathered for so long, so an object is written at most once in this time.
+const GATHER: Duration = Duration::from_secs(1);
+/// What failed, and what was not yet worth an Event, is looked at again.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Writes at one time.
+const BESIDE: usize = 8;
+
+/// What is written about.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// What follows from the objects.
+    pub models: watch::Receiver<Arc<Model>>,
+    /// What is invalid.
+    pub problems: watch::Receiver<Arc<Vec<Problem>>>,
+}
+
+/// Writes until it is dropped. `reporter` is the pod's name; `namespace` has the ConfigMaps of
+/// [`held_map`].
+pub async fn write(client: Client, reporter: String, namespace: String, sources: Sources) {
+    let (totals, receiver) = watch::channel(None);
+    let read = held_map::read(client.clone(), namespace, totals);
+    let writer = Writer {
+        kinds: kinds().into_iter().map(Kind::new).collect(),
+        announcer: Announcer::default(),
+        client,
+        reporter,
+    };
+    tokio::select! {
+        () = read => {}
+        () = writer.run(sources, receiver) => {}
+    }
+}
+
+struct Writer {
+    client: Client,
+    reporter: String,
+    kinds: Vec<Kind>,
+    announcer: Announcer,
+}
+
+/// A kind with a status, and what the API server has.
+struct Kind {
+    resource: ApiResource,
+    /// Every object is known.
+    complete: bool,
+    known: HashMap<ObjectKey, Known>,
+    /// While a list is under way.
+    listed: HashMap<ObjectKey, Known>,
+}
+
+type Seen = (usize, watcher::Result<watcher::Event<DynamicObject>>);
+
+fn kinds() -> [ApiResource; 2] {
+    [
+        ApiResource::erase::<AuthorizationPolicy>(&()),
+        ApiResource::erase::<MeshTls>(&()),
+    ]
+}
+
+impl Writer {
+    async fn run(mut self, mut sources: Sources, mut totals: watch::Receiver<Option<Totals>>) {
+        let watches = self.kinds.iter().enumerate().map(|(index, kind)| {
+            let objects = Api::<DynamicObject>::all_with(self.client.clone(), &kind.resource);
+            watch_statuses(objects, index).boxed()
+        });
+        let mut seen = pin!(stream::select_all(watches.collect::<Vec<_>>()));
+        loop {
+            tokio::select! {
+                event = seen.next() => match event {
+                    Some(event) => self.see(event),
+                    None => return,
+                },
+                changed = sources.models.changed() => if changed.is_err() { return },
+                changed = sources.problems.changed() => if changed.is_err() { return },
+                changed = totals.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+            let gathered = tokio::time::sleep(GATHER);
+            let mut gathered = pin!(gathered);
+            loop {
+                tokio::select! {
+                    () = &mut gathered => break,
+                    event = seen.next() => match event {
+                        Some(event) => self.see(event),
+                        None => return,
+                    },
+                }
+            }
+            let model = sources.models.borrow_and_update().clone();
+            let problems = sources.problems.borrow_and_update().clone();
+            let totals = totals.borrow_and_update().clone();
+            // Half of what is known would look like a mesh without proxies or policies.
+            let (Some(totals), 1..) = (totals, model.snapshot.generation) else {
+                continue;
+            };
+            let report = status::report(&model, &totals, &problems);
+            self.write_conditions(&report).await;
+            self.announce(&report, &model).await;
+        }
+    }
+
+    fn see(&mut self, (index, event): Seen) {
+        let kind = &mut self.kinds[index];
+        match event {
+            Ok(watcher::Event::Init) => kind.listed.clear(),
+            Ok(watcher::Event::InitApply(object)) => {
+                kind.listed.insert(key_of(&object), known_of(&object));
+            }
+            Ok(watcher::Event::InitDone) => {
+                kind.known = std::mem::take(&mut kind.listed);
+                kind.complete = true;
+            }
+            Ok(watcher::Event::Apply(object)) => {
+                kind.known.insert(key_of(&object), known_of(&object));
+            }
+            Ok(watcher::Event::Delete(object)) => drop(kind.known.remove(&key_of(&object))),
+            Err(error) => {
+                warn!(kind = kind.resource.kind, %error, "watching statuses failed; tried again");
+            }
+        }
+    }
+
+    async fn write_conditions(&mut self, report: &[ObjectStatus]) {
+        let known: HashMap<Target, Known> = self
+            .kinds
+            .iter()
+            .filter(|kind| kind.complete)
+            .flat_map(|kind| {
+                let of_kind = |(key, known): (&ObjectKey, &Known)| {
+                    ((kind.resource.kind.clone(), key.clone()), known.clone())
+                };
+                kind.known.iter().map(of_kind)
+            })
+            .collect();
+        let writes = due(report, &known, Timestamp::now())
+            .into_iter()
+            .filter_map(|(target, conditions)| {
+                let index = self
+                    .kinds
+                    .iter()
+                    .position(|kind| kind.resource.kind == target.0)?;
+                let uid = known[&target].uid.clone();
+                let (client, resource) = (self.client.clone(), self.kinds[index].resource.clone());
+                Some(async move {
+                    let key = target.1;
+                    let written = apply(client, &resource, &key, &uid, &conditions).await;
+                    (index, key, written)
+                })
+            })
+            .collect::<Vec<_>>();
+        let mut writes = pin!(stream::iter(writes).buffer_unordered(BESIDE));
+        while let Some((index, key, written)) = writes.next().await {
+            match written {
+                // Before the watch brings it, so that it is not written again.
+                Ok(object) => drop(self.kinds[index].known.insert(key, known_of(&object))),
+                // Deleted, or made anew: the watch tells.
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                    debug!(%key, %status, "the object is another by now");
+                }
+                Err(error) => warn!(
+                    kind = self.kinds[index].resource.kind, %key, %error,
+                    "the status can't be written; tried again"
+                ),
+            }
+        }
+    }
+
+    async fn announce(&mut self, report: &[ObjectStatus], model: &Model) {
+        let pods = refused_pods(report, model);
+        let policies = self.kinds.iter().flat_map(|kind| {
+            let reference = |(key, known): (&ObjectKey, &Known)| ObjectReference {
+                api_version: Some(kind.resource.api_version.clone()),
+                kind: Some(kind.resource.kind.clone()),
+                namespace: Some(key.namespace.clone()),
+                name: Some(key.name.clone()),
+                uid: Some(known.uid.clone()),
+                ..ObjectReference::default()
+            };
+            let told = move |(key, known)| {
+                let known: &Known = known;
+                (reference((key, known)), known.conditions.as_slice())
+            };
+            kind.known.iter().map(told)
+        });
+        let pods = pods
+            .iter()
+            .map(|(reference, conditions)| (reference.clone(), conditions.as_slice()));
+        let due = self.announcer.due(policies.chain(pods), Timestamp::now());
+        for announcement in due {
+            match send(self.client.clone(), &self.reporter, &announcement).await {
+                Ok(()) => self.announcer.told(&announcement),
+                // The namespace is going, or there is no such object any more.
+                Err(error @ kube::Error::Api(_)) => {
+                    warn!(object = ?announcement.regarding.name, %error, "an Event is refused");
+                    self.announcer.told(&announcement);
+                }
+                Err(error) => {
+                    warn!(%error, "Events can't be written; tried again");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Kind {
+    fn new(resource: ApiResource) -> Self {
+        Self {
+            resource,
+            complete: false,
+            known: HashMap::new(),
+            listed: HashMap::new(),
+        }
+    }
+}
+
+fn watch_statuses(objects: Api<DynamicObject>, index: usize) -> impl Stream<Item = Seen> {
+    watcher(objects, watcher::Config::default())
+        .default_backoff()
+        .modify(|object| {
+            object.metadata.managed_fields = None;
+            if let Some(data) = object.data.as_object_mut() {
+                data.retain(|name, _| name == "status");
+            }
+        })
+        .map(move |event| (index, event))
+}
+
+async fn apply(
+    client: Client,
+    resource: &ApiResource,
+    key: &ObjectKey,
+    uid: &str,
+    conditions: &[Condition],
+) -> Result<DynamicObject, kube::Error> {
+    let objects = Api::<DynamicObject>::namespaced_with(client, &key.namespace, resource);
+    let object = json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        // With the UID: not of another object that came to have the name.
+        "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
+        "status": {"conditions": conditions},
+    });
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    objects
+        .patch_status(&key.name, &parameters, &Patch::Apply(&object))
+        .await
+}
+
+fn key_of(object: &DynamicObject) -> ObjectKey {
+    ObjectKey::new(
+        object.namespace().as_deref().unwrap_or_default(),
+        object.name_any(),
+    )
+}
+
+fn known_of(object: &DynamicObject) -> Known {
+    let conditions = object.data.pointer("/status/conditions").cloned();
+    Known {
+        uid: object.uid().unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        // What can't be read is written anew.
+        conditions: conditions
+            .and_then(|conditions| serde_json::from_value(conditions).ok())
+            .unwrap_or_default(),
+    }
+}
+
+/// Pods have no status of ours; only Events tell of them.
+fn refused_pods(report: &[ObjectStatus], model: &Model) -> Vec<(ObjectReference, Vec<Condition>)> {
+    let refused = report.iter().filter(|object| object.kind == "Pod");
+    refused
+        .filter_map(|object| {
+            let pod = model.objects.pod(&object.namespace, &object.name)?;
+            let metadata = &pod.metadata;
+            let reference = ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                namespace: Some(object.namespace.clone()),
+                name: Some(object.name.clone()),
+                uid: metadata.uid.clone(),
+                ..ObjectReference::default()
+            };
+            // An Event that was seen since the pod is there has told it.
+            let since = metadata.creation_timestamp.clone();
+            let conditions = object.conditions.iter().map(|condition| Condition {
+                type_: condition.kind.into(),
+                status: condition.status.into(),
+                reason: condition.reason.into(),
+                message: condition.message.clone(),
+                observed_generation: None,
+                last_transition_time: since.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH)),
+            });
+            Some((reference, conditions.collect()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_api::FakeApi;
+    use crate::publish::Held;
+    use crate::publish::held_map::Replica;
+    use crate::translate::Settings;
+    use crate::xds::server::Clients;
+    use seine_objects::ObjectSet;
+    use tokio::time::{sleep, timeout};
+
+    const POLICY: &str = "/apis/policy.seine.dev/v1alpha1/namespaces/shop/meshtls/p";
+    const OBJECTS: &str = "apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {seine.dev/mesh: enabled}}
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: MeshTLS
+metadata: {name: p, namespace: shop, generation: 2}
+spec: {mode: Strict}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: h, namespace: shop, uid: pod-uid, creationTimestamp: \"2026-01-01T00:00:00Z\"}
+spec: {hostNetwork: true, containers: []}
+";
+
+    struct World {
+        api: FakeApi,
+        model: Arc<Model>,
+        models: watch::Sender<Arc<Model>>,
+        problems: watch::Sender<Arc<Vec<Problem>>>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (objects, problems) = ObjectSet::from_yaml(OBJECTS);
+            assert_eq!(problems, []);
+            let model = Model::default().next(Arc::new(objects), &Settings::default());
+            let api = FakeApi::default();
+            api.put(
+                POLICY,
+                json!({
+                    "apiVersion": "policy.seine.dev/v1alpha1", "kind": "MeshTLS",
+                    "metadata": {"generation": 2, "uid": "u"}, "spec": {"mode": "Strict"},
+                }),
+            );
+            let model = Arc::new(model);
+            Self {
+                api,
+                models: watch::channel(model.clone()).0,
+                model,
+                problems: watch::channel(Arc::default()).0,
+            }
+        }
+
+        fn sources(&self) -> Sources {
+            Sources {
+                models: self.models.subscribe(),
+                problems: self.problems.subscribe(),
+            }
+        }
+
+        /// A replica whose proxies all hold everything.
+        fn replica(&self, pod: &str, nodes: &[&str]) {
+            let all = Held::of(&self.model, &[]);
+            let mut held = serde_json::to_value(&all).unwrap();
+            held["proxies"] = nodes.iter().map(|node| (*node, 1)).collect();
+            let path =
+                format!("/api/v1/namespaces/seine-system/configmaps/seine-control-held-{pod}");
+            let map = json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"labels": {"seine.dev/held": "true"}},
+                "data": {"held.json": held.to_string()},
+            });
+            self.api.put(&path, map);
+        }
+
+        fn condition(&self, kind: &str) -> serde_json::Value {
+            let policy = self.api.get(POLICY);
+            let conditions = policy["status"]["conditions"].as_array().cloned();
+            let mut conditions = conditions.unwrap_or_default().into_iter();
+            conditions
+                .find(|found| found["type"] == kind)
+                .unwrap_or_default()
+        }
+
+        async fn until(&self, kind: &str, what: &str) {
+            let wait = async {
+                while !self.condition(kind).to_string().contains(what) {
+                    sleep(Duration::from_millis(100)).await;
+                }
+            };
+            let waited = timeout(Duration::from_secs(300), wait).await;
+            waited.unwrap_or_else(|_| panic!("{what}: {}", self.condition(kind)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_all_replicas_hold_is_added_up_and_nothing_equal_is_written() {
+        let world = World::new();
+        world.replica("a", &["n1", "n2"]);
+        world.replica("b", &["n3"]);
+        let client = world.api.client();
+        tokio::spawn(write(
+            client,
+            "a".into(),
+            "seine-system".into(),
+            world.sources(),
+        ));
+        world.until("Programmed", "accepted by 3 of 3").await;
+        assert_eq!(world.condition("Enforced")["observedGeneration"], 2);
+        assert_eq!(world.condition("Programmed")["status"], "True");
+
+        sleep(Duration::from_secs(5)).await;
+        let writes = world.api.take_writes();
+        let statuses = writes
+            .iter()
+            .filter(|write| write.path.ends_with("/status"));
+        assert_eq!(statuses.clone().count(), 1, "{writes:?}");
+        assert!(
+            statuses
+                .into_iter()
+                .all(|write| write.body["metadata"]["uid"] == "u")
+        );
+        world.models.send_replace(world.model.clone());
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.api.take_writes().len(), 0);
+
+        // A replica's last proxy goes.
+        world.replica("b", &[]);
+        world.until("Programmed", "accepted by 2 of 2").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_invalid_policy_and_a_refused_pod_get_a_warning_each() {
+        let world = World::new();
+        world.replica("a", &["n1"]);
+        let client = world.api.client();
+        tokio::spawn(write(
+            client,
+            "a".into(),
+            "seine-system".into(),
+            world.sources(),
+        ));
+        world.until("Accepted", "True").await;
+        let problem = Problem {
+            file: "api".into(),
+            line: None,
+            object: Some("MeshTLS shop/p".into()),
+            field: Some("spec.mode".into()),
+            message: "is no mode".into(),
+            last_good_kept: true,
+        };
+        world.problems.send_replace(Arc::new(vec![problem]));
+        world.until("Accepted", "is no mode").await;
+        // What is in force stays told.
+        assert_eq!(world.condition("Enforced")["status"], "True");
+        sleep(Duration::from_secs(15)).await;
+        let writes = world.api.take_writes();
+        let events: Vec<_> = writes
+            .iter()
+            .filter(|write| write.path.contains("/events"))
+            .map(|write| {
+                let regarding = &write.body["regarding"];
+                format!(
+                    "{} {} {}",
+                    write.method, regarding["kind"], write.body["reason"]
+                )
+            })
+            .collect();
+        assert_eq!(
+            events,
+            [r#"POST "Pod" "Refused""#, r#"POST "MeshTLS" "Invalid""#]
+        );
+
+        world.problems.send_replace(Arc::default());
+        world.until("Accepted", "Valid").await;
+        sleep(Duration::from_secs(15)).await;
+        let writes = world.api.take_writes();
+        let good = writes.iter().find(|write| write.path.contains("/events"));
+        assert_eq!(good.unwrap().body["type"], "Normal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_writes_what_its_proxies_hold_once() {
+        let world = World::new();
+        let replica = Replica {
+            namespace: "seine-system".into(),
+            pod: "c".into(),
+            uid: Some("pod-uid".into()),
+        };
+        let client = world.api.client();
+        let models = world.models.subscribe();
+        tokio::spawn(crate::publish::held_map::write(
+            client,
+            replica,
+            models,
+            Clients::default(),
+        ));
+        sleep(Duration::from_secs(30)).await;
+        let writes = world.api.take_writes();
+        assert_eq!(writes.len(), 1);
+        let metadata = &writes[0].body["metadata"];
+        assert_eq!(metadata["ownerReferences"][0]["uid"], "pod-uid");
+    }
+}
