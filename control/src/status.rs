@@ -14,7 +14,7 @@ use crate::{model::Model, publish::Totals, translate::PolicyFinding};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, `Pod`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -30,7 +30,7 @@ pub struct ObjectStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced` or `Enrolled`.
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced`, `Enrolled` or `AdmitsMesh`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// `True` or `False`.
@@ -44,8 +44,8 @@ pub struct Condition {
     pub observed_generation: Option<i64>,
 }
 
-/// Conditions of every policy, of every invalid object, and of every pod that opted in and can't
-/// be enrolled.
+/// Conditions of every policy, of every invalid object, of every pod that opted in and can't be
+/// enrolled, and of every NetworkPolicy that cuts pods in the mesh off from one another.
 pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut report = Vec::new();
     for (key, policy) in &model.objects.authorization_policies {
@@ -77,6 +77,13 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let message = refusal.to_string();
         let refused = condition("Enrolled", false, "Refused", message, None);
         report.push(status("Pod", key, vec![refused]));
+    }
+    for (key, blocked) in &model.findings.network_policies {
+        let policy = model.objects.network_policies.get(key);
+        let generation = policy.and_then(|policy| policy.metadata.generation);
+        let message = blocked.to_string();
+        let condition = condition("AdmitsMesh", false, "TunnelBlocked", message, generation);
+        report.push(status("NetworkPolicy", key, vec![condition]));
     }
     report.extend(problems.iter().map(problem_status));
     report

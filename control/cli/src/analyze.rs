@@ -260,7 +260,7 @@ fn network_policies(world: &World, objects: &Objects, found: &mut Findings) {
             namespace: set.namespace(&key.namespace),
         })
         .collect();
-    for (key, blocked) in blocked(&objects.network_policies, &mesh) {
+    for (key, blocked) in blocked(&objects.set.network_policies, &mesh) {
         found.add(
             Error,
             "TunnelBlocked",

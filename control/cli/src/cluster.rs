@@ -121,7 +121,7 @@ impl Cluster {
             set.insert(key(&one), Object::ServiceAccount(Arc::new(one)));
         }
         for one in self.all::<NetworkPolicy>().await? {
-            objects.network_policies.insert(key(&one), Arc::new(one));
+            set.insert(key(&one), Object::NetworkPolicy(Arc::new(one)));
         }
         for kind in ["AuthorizationPolicy", "MeshTLS"] {
             // By the parser that judges files, too: what it refuses is in force nowhere.

@@ -12,7 +12,6 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use seine_objects::{Object, ObjectKey, ObjectSet, Problem, parse_text};
 use serde_json::{Value, json};
 
@@ -21,8 +20,6 @@ use serde_json::{Value, json};
 pub struct Objects {
     /// What Seine reads.
     pub set: ObjectSet,
-    /// The CNI's; they matter where they cut the mesh's port off.
-    pub network_policies: seine_objects::Objects<NetworkPolicy>,
     /// Invalid objects.
     pub problems: Vec<Problem>,
     /// They are from files: addresses and nodes are made up, and what isn't there may be elsewhere.
@@ -124,14 +121,6 @@ impl Objects {
                 for item in items {
                     self.add_document(file, item, made);
                 }
-            }
-            return;
-        }
-        if kind == "NetworkPolicy" && document["apiVersion"] == "networking.k8s.io/v1" {
-            let name = name_of(&document);
-            match serde_json::from_value(document) {
-                Ok(policy) => drop(self.network_policies.insert(name, Arc::new(policy))),
-                Err(error) => self.problem(file, &format!("NetworkPolicy {name}"), &error),
             }
             return;
         }

@@ -12,7 +12,12 @@ mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use seine_objects::{EnrolmentSettings, ObjectKey, ObjectSet, Refusal, policy::ROOT_NAMESPACE};
+use seine_objects::{
+    EnrolmentSettings, ObjectKey, ObjectSet, Refusal, enrolment,
+    network_policy::{self, Blocked, MeshPod},
+    pods,
+    policy::ROOT_NAMESPACE,
+};
 use seine_proto::security::Authorization;
 
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
@@ -78,6 +83,8 @@ pub struct Findings {
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
     /// Pods that opted in and can't be enrolled.
     pub refused_pods: BTreeMap<ObjectKey, Refusal>,
+    /// NetworkPolicies that cut pods in the mesh off from one another.
+    pub network_policies: BTreeMap<ObjectKey, Blocked>,
 }
 
 impl Findings {
@@ -114,6 +121,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
     policy::translate(objects, &pods, settings, &mut resources);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
+    resources.findings.network_policies = network_policies(objects, settings);
     for workload in resources.workloads.values_mut() {
         workload.authorization_policies.sort();
     }
@@ -122,6 +130,26 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
         .map(|service| (service.key, service.message))
         .collect();
     resources
+}
+
+fn network_policies(objects: &ObjectSet, settings: &Settings) -> BTreeMap<ObjectKey, Blocked> {
+    if objects.network_policies.is_empty() {
+        return BTreeMap::new();
+    }
+    let mesh: Vec<_> = objects
+        .pods
+        .iter()
+        .map(|(key, pod)| MeshPod {
+            key,
+            pod,
+            namespace: objects.namespace(&key.namespace),
+        })
+        .filter(|pod| {
+            !pods::is_finished(pod.pod)
+                && enrolment(pod.namespace, pod.pod, &settings.enrolment).is_enrolled()
+        })
+        .collect();
+    network_policy::blocked(&objects.network_policies, &mesh)
 }
 
 /// `type.googleapis.com/` and the message's full name.

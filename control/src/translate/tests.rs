@@ -398,6 +398,32 @@ endpoints:
 }
 
 #[test]
+fn a_network_policy_that_stops_the_mesh_between_enrolled_pods_is_found() {
+    let policy = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: NAMESPACE}
+spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
+---
+";
+    let two = |namespace: &str| {
+        pod(namespace, "a", "10.0.0.1", "", "") + &pod(namespace, "b", "10.0.0.2", "", "")
+    };
+    let found = |namespace: &str| {
+        let yaml = policy.replace("NAMESPACE", namespace) + &two(namespace);
+        translated(&yaml).findings.network_policies
+    };
+    let meshed = found("shop");
+    let said = meshed[&ObjectKey::new("shop", "web")].to_string();
+    assert!(said.contains("shop/a") && said.contains("15008"), "{said}");
+    assert_eq!(
+        found("plain"),
+        BTreeMap::new(),
+        "nobody there is in the mesh"
+    );
+}
+
+#[test]
 fn the_same_objects_give_the_same_resources() {
     let yaml = service("ports: [{name: a, port: 1}, {name: b, port: 2}, {name: c, port: 3}]")
         + &pod("shop", "a", "10.0.0.1", "labels: {app: web}", "");

@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
+        networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -29,6 +30,7 @@ pub enum Kind {
     Service,
     EndpointSlice,
     ServiceAccount,
+    NetworkPolicy,
     AuthorizationPolicy,
     MeshTls,
 }
@@ -52,6 +54,7 @@ pub enum Object {
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
     ServiceAccount(Arc<ServiceAccount>),
+    NetworkPolicy(Arc<NetworkPolicy>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
 }
@@ -66,6 +69,7 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::ServiceAccount(_) => Kind::ServiceAccount,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
         }
@@ -254,6 +258,7 @@ fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         ("v1", "Service") => Kind::Service,
         ("v1", "ServiceAccount") => Kind::ServiceAccount,
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
+        ("networking.k8s.io/v1", "NetworkPolicy") => Kind::NetworkPolicy,
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
         _ => return None,
@@ -268,6 +273,7 @@ fn build(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
         Kind::Service => Object::Service(core(value)?),
         Kind::EndpointSlice => Object::EndpointSlice(core(value)?),
         Kind::ServiceAccount => Object::ServiceAccount(core(value)?),
+        Kind::NetworkPolicy => Object::NetworkPolicy(core(value)?),
         Kind::AuthorizationPolicy => {
             let policy: AuthorizationPolicy = typed(value)?;
             check(policy.validate())?;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
 };
 
 use crate::{
@@ -32,6 +33,8 @@ pub struct ObjectSet {
     pub endpoint_slices: Objects<EndpointSlice>,
     /// Service accounts.
     pub service_accounts: Objects<ServiceAccount>,
+    /// The CNI's, which may stand in the mesh's way: see [`crate::network_policy`].
+    pub network_policies: Objects<NetworkPolicy>,
     /// `policy.seine.dev` authorization policies.
     pub authorization_policies: Objects<AuthorizationPolicy>,
     /// `policy.seine.dev` TLS modes.
@@ -67,6 +70,7 @@ impl ObjectSet {
             Object::Service(object) => drop(self.services.insert(key, object)),
             Object::EndpointSlice(object) => drop(self.endpoint_slices.insert(key, object)),
             Object::ServiceAccount(object) => drop(self.service_accounts.insert(key, object)),
+            Object::NetworkPolicy(object) => drop(self.network_policies.insert(key, object)),
             Object::AuthorizationPolicy(object) => {
                 drop(self.authorization_policies.insert(key, object));
             }
@@ -92,6 +96,7 @@ impl ObjectSet {
         share(&mut self.services, &older.services);
         share(&mut self.endpoint_slices, &older.endpoint_slices);
         share(&mut self.service_accounts, &older.service_accounts);
+        share(&mut self.network_policies, &older.network_policies);
         share(
             &mut self.authorization_policies,
             &older.authorization_policies,

@@ -337,7 +337,7 @@ pub(super) async fn network_policies(
             namespace: objects.set.namespace(&key.namespace),
         })
         .collect();
-    let blocked = blocked(&objects.network_policies, &pods);
+    let blocked = blocked(&objects.set.network_policies, &pods);
     if blocked.is_empty() {
         let message = "none would cut the mesh's port 15008 off";
         found.add(Good, "NetworkPolicies", "NetworkPolicies", message, "");
