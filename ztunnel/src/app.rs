@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use seine_hbone::{CopyOptions, Pool, Settings};
 use seine_identity::{
     CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions,
@@ -45,6 +45,7 @@ pub async fn run(
     let source = certificate_source(&config)?;
     let shared = share(config, source, Environment::default());
     let config = &shared.config;
+    federate(&shared)?;
 
     if let Some(folder) = &config.state_dir
         && state::load_at_start(&shared.store, folder)
@@ -162,6 +163,18 @@ pub fn share(
         environment,
         config,
     })
+}
+
+fn federate(shared: &Shared) -> anyhow::Result<()> {
+    for bundle in &shared.config.federated_bundle {
+        ensure!(
+            bundle.trust_domain.as_str() != shared.config.trust_domain,
+            "--federated-bundle: {} is this mesh's own trust domain, whose roots come with its certificates",
+            bundle.trust_domain
+        );
+        tokio::spawn(bundle.clone().follow(shared.certificates.clone()));
+    }
+    Ok(())
 }
 
 fn certificate_source(config: &Config) -> anyhow::Result<Arc<dyn CertificateSource>> {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::federation::FederatedBundle;
+
 /// How one line about a closed connection is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AccessLog {
@@ -69,6 +71,10 @@ pub struct Config {
     /// The trust domain of this cluster's identities.
     #[arg(long, env = "SEINE_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
+    /// Another trust domain whose identities are accepted, and the PEM file of its roots, `DOMAIN=FILE`; several with
+    /// commas. A file is read anew when it changes. Its roots vouch for no other domain.
+    #[arg(long, env = "SEINE_FEDERATED_BUNDLES", value_delimiter = ',')]
+    pub federated_bundle: Vec<FederatedBundle>,
     /// Name of the cluster.
     #[arg(long, env = "SEINE_CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,

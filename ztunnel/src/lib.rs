@@ -19,6 +19,7 @@ pub mod connection;
 pub mod dns;
 pub mod drain;
 pub mod failure;
+pub mod federation;
 pub mod handover;
 pub mod inbound;
 pub mod inbound_plaintext;

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use rcgen::{
@@ -40,7 +41,9 @@ pub(crate) struct Running(Option<tokio::runtime::Runtime>);
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+            // Its port is free when this is over. A thread, since a runtime must not block.
+            let end = move || runtime.shutdown_timeout(Duration::from_secs(10));
+            std::thread::spawn(end).join().unwrap();
         }
     }
 }
@@ -61,6 +64,15 @@ impl Control {
     }
 
     pub(crate) fn start(&self) -> Running {
+        self.start_with(true)
+    }
+
+    /// Certificates alone: every configuration stream ends at once.
+    pub(crate) fn start_without_xds(&self) -> Running {
+        self.start_with(false)
+    }
+
+    fn start_with(&self, xds: bool) -> Running {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -73,6 +85,7 @@ impl Control {
         let service = Service {
             issuer: self.issuer.clone(),
             resources: self.resources.clone(),
+            xds,
         };
         let address = ([127, 0, 0, 1], self.port).into();
         runtime.spawn(async move {
@@ -115,14 +128,15 @@ fn as_leaf(params: &mut CertificateParams) {
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     let now = std::time::SystemTime::now();
-    params.not_before = (now - std::time::Duration::from_secs(60)).into();
-    params.not_after = (now + std::time::Duration::from_secs(3600)).into();
+    params.not_before = (now - Duration::from_secs(60)).into();
+    params.not_after = (now + Duration::from_secs(3600)).into();
 }
 
 #[derive(Clone)]
 struct Service {
     issuer: Arc<CertifiedIssuer<'static, KeyPair>>,
     resources: Vec<Resource>,
+    xds: bool,
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
@@ -135,6 +149,9 @@ impl AggregatedDiscoveryService for Service {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses>, Status> {
+        if !self.xds {
+            return Err(Status::unavailable("no configuration here"));
+        }
         let all = self.resources.clone();
         let answers = request.into_inner().filter_map(move |request| {
             let Ok(request) = request else {

@@ -270,6 +270,12 @@ impl Proxy {
         }
     }
 
+    /// SIGTERM.
+    fn terminate(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+
     /// SIGKILL.
     fn kill(&mut self) {
         let _ = self.process.kill();
@@ -349,7 +355,7 @@ async fn a_hand_over_refuses_nobody_and_a_crash_without_the_ca_fails_closed() {
     assert_eq!(node.seen.load(Ordering::SeqCst), seen, "it failed closed");
 
     // The control plane is back: so is the traffic.
-    let _control = node.control.start();
+    let control = node.control.start();
     third.says(&["200 OK"]).await;
     node.exchange().await.unwrap();
 
@@ -361,6 +367,33 @@ async fn a_hand_over_refuses_nobody_and_a_crash_without_the_ca_fails_closed() {
     });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished());
-    let _fourth = node.proxy("fourth");
+    let mut fourth = node.proxy("fourth");
     waiting.await.unwrap().unwrap();
+
+    // Told to end, with none to follow: what is under way goes on, who comes now waits.
+    let mut under_way = node.connect().await.unwrap();
+    exchange(&mut under_way).await.unwrap();
+    fourth.terminate();
+    fourth.logs(&["draining", "connections=1"]).await;
+    let waiting = tokio::spawn({
+        let node = node.clone();
+        async move { node.exchange().await }
+    });
+    exchange(&mut under_way).await.unwrap();
+    finish(under_way).await.unwrap();
+    fourth.ended().await;
+    fourth.logs(&["drained"]).await;
+    assert!(!waiting.is_finished());
+
+    // With configuration away and the CA not, the next one serves the same from its disk.
+    drop(control);
+    let _control = node.control.start_without_xds();
+    let fifth = node.proxy("fifth");
+    fifth.says(&["200 OK"]).await;
+    waiting.await.unwrap().unwrap();
+    node.exchange().await.unwrap();
+    fifth
+        .logs(&["the last good configuration was read from disk"])
+        .await;
+    fifth.logs(&["no configuration here"]).await;
 }

@@ -410,7 +410,7 @@ pub(crate) fn string(kind: security::string_match::MatchType) -> security::Strin
     }
 }
 
-fn resource(name: &str, type_url: &str, value: Vec<u8>) -> Resource {
+pub(crate) fn resource(name: &str, type_url: &str, value: Vec<u8>) -> Resource {
     Resource {
         name: name.into(),
         version: "1".into(),

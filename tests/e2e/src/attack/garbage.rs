@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::report::{Garbage, GarbageEnd};
@@ -54,6 +54,49 @@ async fn send_to(address: SocketAddr) -> Garbage {
         report.end = GarbageEnd::Ended;
     }
     report
+}
+
+/// Sends datagrams of garbage to each: too short for a header, a header that announces what does
+/// not follow, and as much as a packet holds.
+///
+/// # Errors
+///
+/// If there is no socket to send from.
+pub async fn send_datagrams(addresses: &[SocketAddr]) -> std::io::Result<Vec<Garbage>> {
+    let mut reports = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let any = match address {
+            SocketAddr::V4(_) => "0.0.0.0:0",
+            SocketAddr::V6(_) => "[::]:0",
+        };
+        let socket = UdpSocket::bind(any).await?;
+        socket.connect(address).await?;
+        let mut report = Garbage {
+            address: *address,
+            local: socket.local_addr().ok(),
+            received: 0,
+            end: GarbageEnd::Open,
+        };
+        for length in [0, 1, 11, 12, 13, 100, 512, 1400] {
+            // A port that nobody listens on makes the next call fail.
+            let _ = socket.send(&bytes()[..length]).await;
+        }
+        let answers = async {
+            let mut buffer = [0; 65_535];
+            loop {
+                match socket.recv(&mut buffer).await {
+                    Ok(count) => report.received += count,
+                    Err(error) => {
+                        let errno = error.raw_os_error().map(Errno::from_raw);
+                        break report.end = GarbageEnd::Refused(format!("{errno:?}"));
+                    }
+                }
+            }
+        };
+        let _ = timeout(Duration::from_millis(500), answers).await;
+        reports.push(report);
+    }
+    Ok(reports)
 }
 
 /// The same each time, so that a failure can be seen again: a multiplicative generator's output.

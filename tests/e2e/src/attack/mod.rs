@@ -56,6 +56,9 @@ enum Action {
     },
     /// Send bytes that no protocol has, and wait until the other side ends the connection.
     Garbage {
+        /// As datagrams of UDP; whatever comes back within a moment is counted.
+        #[arg(long)]
+        datagrams: bool,
         /// To whom.
         addresses: Vec<SocketAddr>,
     },
@@ -139,7 +142,14 @@ impl Action {
                 let client = tunnel::Client::new(&svid, &presents, expect)?;
                 print(&client.ask(peer, &authority, &send).await?)
             }
-            Self::Garbage { addresses } => print(&garbage::send(&addresses).await),
+            Self::Garbage {
+                addresses,
+                datagrams: false,
+            } => print(&garbage::send(&addresses).await),
+            Self::Garbage {
+                addresses,
+                datagrams: true,
+            } => print(&garbage::send_datagrams(&addresses).await?),
             Self::Marked {
                 address,
                 mark,

@@ -6,15 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{Issuer, KeyPair};
 use seine_e2e::attack::report::Tunneled;
 use seine_e2e::attack::tunnel::{CHAIN, KEY, ROOTS};
 use seine_identity::Identity;
 use seine_identity::testing::TestLeaf;
 
-use super::stage::{ATTACKER, Stage};
+use super::stage::{ATTACKER, PARTNER, Stage, new_ca};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const CLIENT: &str = "spiffe://cluster.local/ns/mesh/sa/client";
@@ -193,13 +191,33 @@ pub(crate) fn a_self_signed_certificate_opens_no_tunnel(stage: &Stage) -> Result
 }
 
 pub(crate) fn another_ca_that_signs_our_domain_opens_no_tunnel(stage: &Stage) -> Result<()> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let other = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
+    let other = new_ca()?;
     let certificate = good().params().signed_by(&key, &other)?;
     signed_elsewhere(stage, &certificate.pem(), &key)
+}
+
+/// The twin is the federated CA's signature of the same name in its own domain.
+pub(crate) fn a_federated_ca_that_signs_our_domain_opens_no_tunnel(stage: &Stage) -> Result<()> {
+    stage
+        .bed
+        .await_ztunnel(2, &["trust domain's roots were read", PARTNER])?;
+    let folders = tempfile::tempdir_in(stage.files.path())?;
+    let write = |name: &str, leaf: TestLeaf| -> Result<PathBuf> {
+        let folder = folders.path().join(name);
+        let key = KeyPair::generate()?;
+        let chain = leaf.params().signed_by(&key, &stage.partner)?.pem();
+        StolenCa::of(stage)?.write_pem(&folder, &chain, &key.serialize_pem())?;
+        Ok(folder)
+    };
+    let attack = write("attack", good())?;
+    let twin = changed(|leaf| leaf.uris = vec![CLIENT.replace("cluster.local", PARTNER)]);
+    refused(
+        stage,
+        &["--present", &attack.display().to_string()],
+        "is not signed by a CA of trust domain cluster.local",
+        &write("twin", twin)?,
+    )
 }
 
 fn signed_elsewhere(stage: &Stage, chain: &str, key: &KeyPair) -> Result<()> {

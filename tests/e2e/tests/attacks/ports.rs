@@ -84,6 +84,37 @@ pub(crate) fn another_pods_outbound_port_can_not_be_connected_to(stage: &Stage) 
     is_closed_to_others(stage, 15001)
 }
 
+pub(crate) fn datagrams_of_garbage_to_the_dns_proxy_harm_nobody(stage: &Stage) -> Result<()> {
+    let process = stage.bed.process(Component::Ztunnel, Some(2))?;
+    let (_, v6) = stage.bed.pod_ips(SERVER)?;
+    let outside = [stage.server(15053)?.to_string(), format!("[{v6}]:15053")];
+    let within = [
+        "127.0.0.1:15053",
+        "[::1]:15053",
+        "127.0.0.1:53",
+        "10.0.0.1:53",
+    ];
+    let send = |from: &str, to: &[&str]| -> Result<Vec<Garbage>> {
+        stage.attack(from, &[&["garbage", "--datagrams"], to].concat())
+    };
+    let from_outside = send(ATTACKER, &outside.each_ref().map(String::as_str))?;
+    let from_within = send(SERVER, &within)?;
+    println!("{from_outside:?} {from_within:?}");
+    for report in from_outside.iter().chain(&from_within) {
+        // No more than was sent: nobody is made to flood somebody else.
+        ensure!(report.received < 2000, "{report:?}");
+    }
+    // The twin: a question, of the same pod to the same proxy.
+    stage
+        .bed
+        .echoes(SERVER, "server.mesh.svc.cluster.local", 8080)?;
+    ensure!(
+        stage.bed.process(Component::Ztunnel, Some(2))? == process,
+        "ztunnel did not survive"
+    );
+    Ok(())
+}
+
 pub(crate) fn garbage_on_every_port_harms_nobody(stage: &Stage) -> Result<()> {
     let process = stage.bed.process(Component::Ztunnel, Some(2))?;
     let (_, v6) = stage.bed.pod_ips(SERVER)?;

@@ -5,7 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
+};
 use seine_e2e::Bed;
 use seine_e2e::bed::peer_program;
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace};
@@ -26,6 +29,17 @@ pub(crate) const ATTACKER: &str = "plain/attacker";
 /// The attacked pod, on node 2: `echo` on 8080, and `http` on 8082, which is probed.
 pub(crate) const SERVER: &str = "mesh/server";
 
+/// A trust domain that the mesh federates with.
+pub(crate) const PARTNER: &str = "partner.example";
+
+/// A root with a key of its own.
+pub(crate) fn new_ca() -> Result<CertifiedIssuer<'static, KeyPair>> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    Ok(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?)
+}
+
 /// A lab and what the tests know of it that an attacker would not.
 pub(crate) struct Stage {
     pub(crate) bed: Bed,
@@ -33,6 +47,8 @@ pub(crate) struct Stage {
     pub(crate) files: TempDir,
     /// The key of the tokens' issuer.
     pub(crate) token_key: KeyPair,
+    /// The CA of [`PARTNER`].
+    pub(crate) partner: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Stage {
@@ -44,10 +60,17 @@ impl Stage {
         let token_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let key_file = files.path().join("issuer-key.pem");
         fs::write(&key_file, token_key.serialize_pem())?;
+        let partner = new_ca()?;
+        let partner_roots = files.path().join("partner.pem");
+        fs::write(&partner_roots, partner.pem())?;
         let mut options = Options::new(NAME);
-        options
-            .environment
-            .push((KEY_VARIABLE.to_owned(), key_file.display().to_string()));
+        options.environment.extend([
+            (KEY_VARIABLE.to_owned(), key_file.display().to_string()),
+            (
+                "SEINE_FEDERATED_BUNDLES".to_owned(),
+                format!("{PARTNER}={}", partner_roots.display()),
+            ),
+        ]);
         let state = Path::new(seine_lab::names::ROOT).join(NAME);
         let mut attacker = Pod::new("plain", "attacker", 1).object();
         attacker["spec"]["volumes"] = json!([
@@ -78,6 +101,7 @@ impl Stage {
             bed,
             files,
             token_key,
+            partner,
         })
     }
 

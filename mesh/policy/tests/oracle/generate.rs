@@ -1,0 +1,100 @@
+//! Policies at random, of values that are near to each other, so that matches are as frequent as not.
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+use seine_policy::{
+    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+};
+
+/// What the matches of a policy are about.
+#[derive(Clone, Debug)]
+pub(crate) struct Values {
+    /// Of namespaces and service accounts.
+    pub(crate) names: Vec<&'static str>,
+    /// Without `spiffe://`, as they are matched, and with.
+    pub(crate) principals: Vec<&'static str>,
+    pub(crate) blocks: Vec<IpNet>,
+    pub(crate) ports: Vec<u16>,
+}
+
+impl Values {
+    /// Policies of a namespace.
+    pub(crate) fn policy(&self, namespace: &'static str) -> impl Strategy<Value = Policy> + use<> {
+        let clause =
+            prop::collection::vec(self.a_match(), 0..3).prop_map(|matches| Clause { matches });
+        let rule = prop::collection::vec(clause, 0..3).prop_map(|clauses| Rule { clauses });
+        let rules = prop::collection::vec(rule, 0..3);
+        (rules, any::<bool>(), prop::bool::weighted(0.2)).prop_map(move |(rules, deny, dry_run)| {
+            Policy {
+                key: PolicyKey {
+                    namespace: namespace.into(),
+                    name: "p".into(),
+                },
+                scope: Scope::Namespace,
+                action: if deny { Action::Deny } else { Action::Allow },
+                dry_run,
+                rules,
+                unenforced_fields: Vec::new(),
+            }
+        })
+    }
+
+    fn a_match(&self) -> impl Strategy<Value = Match> + use<> {
+        let name = || few(string_match(self.names.clone()));
+        let principal = || few(string_match(self.principals.clone()));
+        let block = || few(prop::sample::select(self.blocks.clone()));
+        let port = || few(prop::sample::select(self.ports.clone()));
+        let account = || few(account(self.names.clone()));
+        (
+            (name(), name()),
+            (principal(), principal()),
+            (block(), block(), block(), block()),
+            (port(), port()),
+            (account(), account()),
+            prop::bool::weighted(0.05),
+        )
+            .prop_map(
+                |(namespaces, principals, ips, ports, accounts, unknown_condition)| Match {
+                    namespaces: namespaces.0,
+                    not_namespaces: namespaces.1,
+                    principals: principals.0,
+                    not_principals: principals.1,
+                    source_ips: ips.0,
+                    not_source_ips: ips.1,
+                    destination_ips: ips.2,
+                    not_destination_ips: ips.3,
+                    destination_ports: ports.0,
+                    not_destination_ports: ports.1,
+                    service_accounts: accounts.0,
+                    not_service_accounts: accounts.1,
+                    unknown_condition,
+                },
+            )
+    }
+}
+
+fn string_match(values: Vec<&'static str>) -> impl Strategy<Value = StringMatch> {
+    let value = || prop::sample::select(values.clone());
+    let cut = |v: &str, n: usize| v.len().min(n);
+    prop_oneof![
+        value().prop_map(|v| StringMatch::Exact(v.into())),
+        (value(), 0..40usize).prop_map(move |(v, n)| StringMatch::Prefix(v[..cut(v, n)].into())),
+        (value(), 0..40usize)
+            .prop_map(move |(v, n)| StringMatch::Suffix(v[v.len() - cut(v, n)..].into())),
+        Just(StringMatch::Presence),
+    ]
+}
+
+/// Mostly absent, so that a match has few kinds.
+fn few<T: std::fmt::Debug + Clone>(one: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
+    (0..6u8, prop::collection::vec(one, 1..3))
+        .prop_map(|(n, values)| if n == 0 { values } else { Vec::new() })
+}
+
+fn account(names: Vec<&'static str>) -> impl Strategy<Value = ServiceAccountMatch> {
+    let name = || prop::sample::select(names.clone());
+    (name(), name()).prop_map(|(namespace, name)| ServiceAccountMatch {
+        namespace: namespace.into(),
+        name: name.into(),
+    })
+}
