@@ -2,7 +2,8 @@
 //!
 //! ztunnel marks those sockets; with `tcp_fwmark_accept` the application's end takes the mark over,
 //! and one rule sends marked packets to a table in which every address is local. So the answer
-//! stays in the pod, though it is addressed to a client elsewhere. Both families use the sysctl
+//! stays in the pod, though it is addressed to a client elsewhere. Another mesh's node proxy marks all of
+//! its sockets so; two rules before that one let its tunnels, in either direction, leave the pod. Both families use the sysctl
 //! `net.ipv4.tcp_fwmark_accept`. A port on which nobody listens has no socket to take the mark over:
 //! `fwmark_reflect` puts it on the reset, so that ztunnel hears of the refusal at once. Runs in the
 //! pod's network namespace.
@@ -19,10 +20,12 @@ use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::packet_route::rule::RuleAttribute;
 use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::rule::RulePortRange;
 
 use crate::netns::Netns;
 use crate::netns::NetnsError;
@@ -33,6 +36,13 @@ const MASK: u32 = 0xfff;
 const TABLE: u32 = 539;
 /// Before the main table (32766) and behind the local one (0).
 const PRIORITY: u32 = 1539;
+const TUNNEL_PRIORITY: u32 = PRIORITY - 1;
+const TABLE_MAIN: u32 = 254;
+/// HBONE.
+const TUNNEL_PORT: RulePortRange = RulePortRange {
+    start: 15008,
+    end: 15008,
+};
 /// The loopback interface is the first of every namespace.
 const LOOPBACK: u32 = 1;
 const SYSCTLS_V4: [&str; 2] = [
@@ -80,7 +90,7 @@ pub fn install(netns: &Netns, ipv6: bool) -> Result<(), RoutingError> {
         }
         add(
             &handle,
-            rule(false),
+            rules(false),
             route_v4(),
             ["ip rule add", "ip route add"],
         )
@@ -88,7 +98,7 @@ pub fn install(netns: &Netns, ipv6: bool) -> Result<(), RoutingError> {
         if ipv6 {
             add(
                 &handle,
-                rule(true),
+                rules(true),
                 route_v6(),
                 ["ip -6 rule add", "ip -6 route add"],
             )
@@ -105,7 +115,7 @@ pub fn install(netns: &Netns, ipv6: bool) -> Result<(), RoutingError> {
 /// See [`RoutingError`].
 pub fn remove(netns: &Netns) -> Result<(), RoutingError> {
     in_pod(netns, |handle| async move {
-        for message in [rule(false), rule(true)] {
+        for message in rules(false).into_iter().chain(rules(true)) {
             gone("ip rule del", handle.rule().del(message).execute().await)?;
         }
         for message in [route_v4(), route_v6()] {
@@ -205,7 +215,31 @@ where
     })
 }
 
-fn rule(v6: bool) -> RuleMessage {
+fn rules(v6: bool) -> [RuleMessage; 3] {
+    let to_main = |ports| {
+        let attributes = [
+            RuleAttribute::Priority(TUNNEL_PRIORITY),
+            RuleAttribute::Table(TABLE_MAIN),
+            RuleAttribute::IpProtocol(IpProtocol::Tcp),
+            ports,
+        ];
+        rule(v6, attributes.into())
+    };
+    [
+        to_main(RuleAttribute::SourcePortRange(TUNNEL_PORT)),
+        to_main(RuleAttribute::DestinationPortRange(TUNNEL_PORT)),
+        rule(
+            v6,
+            vec![
+                RuleAttribute::Priority(PRIORITY),
+                RuleAttribute::Table(TABLE),
+            ],
+        ),
+    ]
+}
+
+/// A rule for marked packets.
+fn rule(v6: bool, attributes: Vec<RuleAttribute>) -> RuleMessage {
     use rtnetlink::packet_route::AddressFamily;
     let mut message = RuleMessage::default();
     message.header.family = if v6 {
@@ -214,12 +248,10 @@ fn rule(v6: bool) -> RuleMessage {
         AddressFamily::Inet
     };
     message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(PRIORITY),
-        RuleAttribute::FwMark(MARK),
-        RuleAttribute::FwMask(MASK),
-        RuleAttribute::Table(TABLE),
-    ];
+    message.attributes = attributes;
+    message
+        .attributes
+        .extend([RuleAttribute::FwMark(MARK), RuleAttribute::FwMask(MASK)]);
     message
 }
 
@@ -245,13 +277,15 @@ fn route_v6() -> RouteMessage {
 
 async fn add(
     handle: &Handle,
-    rule: RuleMessage,
+    rules: [RuleMessage; 3],
     route: RouteMessage,
     [rule_add, route_add]: [&'static str; 2],
 ) -> Result<(), RoutingError> {
-    let mut request = handle.rule().add();
-    *request.message_mut() = rule;
-    present(rule_add, request.execute().await)?;
+    for rule in rules {
+        let mut request = handle.rule().add();
+        *request.message_mut() = rule;
+        present(rule_add, request.execute().await)?;
+    }
     present(route_add, handle.route().add(route).execute().await)
 }
 
