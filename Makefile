@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= auto
 PROFILE ?= dev
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help charts demo test test-kernels fuzz bench lint bpf build clean-lab
+.PHONY: help charts demo test test-kernels fuzz bench bench-instructions lint bpf build clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ fuzz: packages-build ## Run each fuzz target for some seconds
 bench: machine packages-lab ## Measure beside direct TCP, and beside the node proxy that SEINE_BENCH_PEER names
 	@$(MAKE) --no-print-directory build PROFILE=release
 	@target/release/seine-bench compare
+
+bench-instructions: packages-build packages-instructions ## Count the instructions of the HBONE path with callgrind
+	@scripts/bench-instructions.sh
 
 lint: packages-build ## Format, clippy, rustdoc and cargo-deny, warnings as errors
 	@scripts/lint.sh
