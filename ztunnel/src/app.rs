@@ -7,11 +7,13 @@
 //! agent), tunnels say GOAWAY, live connections go on until they end or the deadline passes, then they are reset. A
 //! second signal ends the process at once.
 
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use seine_hbone::{CopyOptions, Pool, Settings};
+use seine_hbone::{CopyOptions, Settings};
 use seine_identity::{
     CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions,
 };
@@ -32,6 +34,7 @@ use crate::netns::Netns;
 use crate::pods::{AgentSink, Pods};
 use crate::shared::{Environment, Shared};
 use crate::telemetry::{self, Telemetry};
+use crate::workers::Workers;
 use crate::zds::{self, PodInfo};
 use crate::{configuration, pod_dns, state};
 
@@ -43,7 +46,7 @@ pub async fn run(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let source = certificate_source(&config)?;
-    let shared = share(config, source, Environment::default());
+    let shared = share(config, source, Environment::default())?;
     let config = &shared.config;
     federate(&shared)?;
 
@@ -121,7 +124,9 @@ async fn shut_down(shared: &Shared, pods: &Pods, deadline: Duration) -> usize {
     shared.life.stop().cancel();
     let cut = pods.drain(deadline).await;
     // Tunnels without streams go now; those with streams went with them.
-    shared.pool.drain();
+    for pool in shared.workers.pools() {
+        pool.drain();
+    }
     shared.life.cut().cancel();
     cut
 }
@@ -131,12 +136,17 @@ pub fn share(
     config: Config,
     source: Arc<dyn CertificateSource>,
     environment: Environment,
-) -> Arc<Shared> {
+) -> anyhow::Result<Arc<Shared>> {
     let hbone = Settings {
         handshake_timeout: config.handshake_timeout,
         connect_timeout: config.connect_timeout,
         ..Settings::default()
     };
+    let threads = match config.worker_threads {
+        0 => available_parallelism().map_or(1, NonZero::get),
+        threads => threads,
+    };
+    let workers = Workers::start(threads, &hbone).context("starting the worker threads")?;
     let readiness = Readiness::default();
     readiness.pending(
         "configuration",
@@ -146,10 +156,10 @@ pub fn share(
         readiness.pending("agent", "the agent has not named this node's pods");
     }
     readiness.pending("certificates", "this node's pods are not known");
-    Arc::new(Shared {
+    Ok(Arc::new(Shared {
         store: Arc::new(Store::new(&config.network)),
         certificates: CertificateManager::new(source, Arc::default(), ManagerOptions::default()),
-        pool: Pool::new(hbone.clone()),
+        workers,
         hbone: Arc::new(hbone),
         copy: CopyOptions::default(),
         connections: Arc::default(),
@@ -162,7 +172,7 @@ pub fn share(
         ports: Ports::default(),
         environment,
         config,
-    })
+    }))
 }
 
 fn federate(shared: &Shared) -> anyhow::Result<()> {

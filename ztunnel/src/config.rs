@@ -172,7 +172,7 @@ pub struct Config {
     /// keep it busy for 60 ms, and other pods get their turn.
     #[arg(long, env = "SEINE_MAX_HANDSHAKES", default_value_t = 128)]
     pub max_handshakes: usize,
-    /// Worker threads; 0 is one for each core.
+    /// Threads that move bytes; 0 is one for each core.
     #[arg(long, env = "SEINE_WORKER_THREADS", default_value_t = 0)]
     pub worker_threads: usize,
 }

@@ -5,6 +5,7 @@
 //! policy allow it, does the application accept. Only then 200.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,14 @@ use tracing::{debug, info, warn};
 use crate::accept::{may_accept, next};
 use crate::connection::{ConnectionInfo, Direction, Party, Security};
 use crate::failure::Failure;
+use crate::interrupt::unless;
 use crate::judge::{Subject, judge, workload_at};
 use crate::pod::Pod;
 use crate::proxy_protocol;
 use crate::shared::Shared;
 use crate::sockets::{Source, refuse, unmapped};
 use crate::trust::Trust;
+use crate::workers::Place;
 
 /// How long the streams of a tunnel that is ended have to say why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -36,17 +39,24 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
     }
     while let Some((tcp, peer)) = next(&listener, &pod).await {
         let (shared, task_pod) = (shared.clone(), pod.clone());
-        pod.life.spawn(async move {
+        let place = shared.workers.for_tunnel(&pod.home);
+        place.serve(&pod.home, &pod.life, tcp, move |place, tcp| async move {
             let cut = task_pod.life.cut().clone();
             tokio::select! {
-                () = serve_tunnel(shared, task_pod, tcp, peer) => {}
+                () = serve_tunnel(shared, task_pod, place, tcp, peer) => {}
                 () = cut.cancelled() => {}
             }
         });
     }
 }
 
-async fn serve_tunnel(shared: Arc<Shared>, pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+async fn serve_tunnel(
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    place: Place,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) {
     let Ok(local) = tcp.local_addr().map(unmapped) else {
         return;
     };
@@ -74,10 +84,10 @@ async fn serve_tunnel(shared: Arc<Shared>, pod: Arc<Pod>, tcp: TcpStream, peer: 
     let distrust = watch::Sender::new(None);
     let served = accepted.serve(pod.draining(), |incoming| {
         let (shared, pod, distrusted) = (shared.clone(), pod.clone(), distrust.subscribe());
-        async move {
-            let life = pod.life.clone();
-            life.spawn(serve_stream(shared, pod, local, distrusted, incoming));
-        }
+        let (place, life) = (place.clone(), pod.life.clone());
+        life.spawn(serve_stream(
+            shared, pod, place, local, distrusted, incoming,
+        ));
     });
     let distrusted = async {
         let reason = trust.lost(chain).await;
@@ -132,6 +142,7 @@ async fn handshake(
 async fn serve_stream(
     shared: Arc<Shared>,
     pod: Arc<Pod>,
+    _place: Place,
     local: SocketAddr,
     mut distrusted: watch::Receiver<Option<Arc<str>>>,
     mut incoming: Incoming,
@@ -195,11 +206,17 @@ async fn serve_stream(
 
     let open = shared.connections.open(info);
     shared.telemetry.on_open(&open);
-    let failure = tokio::select! {
-        end = copy(application, stream, &shared.copy, &open.counters) => Failure::of_copy(&end, Role::Inbound),
-        because = open.revoked() => Some(Failure::Revoked(because)),
-        reason = said(&mut distrusted) => Some(Failure::Distrusted(reason)),
-        () = cut.cancelled() => Some(Failure::Cut("pod")),
+    let ended = async {
+        tokio::select! {
+            because = open.revoked() => Failure::Revoked(because),
+            reason = said(&mut distrusted) => Failure::Distrusted(reason),
+            () = cut.cancelled() => Failure::Cut("pod"),
+        }
+    };
+    let copied = copy(application, stream, &shared.copy, &open.counters);
+    let failure = match unless(pin!(copied), pin!(ended)).await {
+        Ok(end) => Failure::of_copy(&end, Role::Inbound),
+        Err(failure) => Some(failure),
     };
     shared.telemetry.on_close(&open, failure.as_ref());
 }

@@ -1,6 +1,7 @@
 //! Plaintext towards a pod, captured before it reaches the application: the same verdict, without an identity.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use seine_hbone::{Role, copy_plain};
@@ -10,11 +11,13 @@ use crate::accept::{may_accept, next};
 use crate::connection::{ConnectionInfo, Direction, Party};
 use crate::failure::Failure;
 use crate::inbound::dial_application;
+use crate::interrupt::unless;
 use crate::judge::{Subject, judge, workload_at};
 use crate::limits::ConnectionSlot;
 use crate::pod::Pod;
 use crate::shared::Shared;
 use crate::sockets::{end_as_reset, unmapped};
+use crate::workers::Place;
 
 /// Accepts plaintext to a pod until it ends.
 pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
@@ -26,14 +29,17 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
         .map_or(shared.ports.inbound_plaintext, |address| address.port());
     while let Some((tcp, client)) = next(&listener, &pod).await {
         let (shared, task_pod) = (shared.clone(), pod.clone());
-        pod.life
-            .spawn(serve(shared, task_pod, tcp, client, own_port));
+        let place = shared.workers.for_connection(&pod.home);
+        place.serve(&pod.home, &pod.life, tcp, move |place, tcp| {
+            serve(shared, task_pod, place, tcp, client, own_port)
+        });
     }
 }
 
 async fn serve(
     shared: Arc<Shared>,
     pod: Arc<Pod>,
+    _place: Place,
     tcp: TcpStream,
     client: SocketAddr,
     own_port: u16,
@@ -68,11 +74,17 @@ async fn serve(
 
     let open = shared.connections.open(info);
     shared.telemetry.on_open(&open);
-    let failure = tokio::select! {
-        // The application first, as in a tunnel.
-        end = copy_plain(application, tcp, &shared.copy, &open.counters) => Failure::of_copy(&end, Role::Inbound),
-        because = open.revoked() => Some(Failure::Revoked(because)),
-        () = cut.cancelled() => Some(Failure::Cut("pod")),
+    let ended = async {
+        tokio::select! {
+            because = open.revoked() => Failure::Revoked(because),
+            () = cut.cancelled() => Failure::Cut("pod"),
+        }
+    };
+    // The application first, as in a tunnel.
+    let copied = copy_plain(application, tcp, &shared.copy, &open.counters);
+    let failure = match unless(pin!(copied), pin!(ended)).await {
+        Ok(end) => Failure::of_copy(&end, Role::Inbound),
+        Err(failure) => Some(failure),
     };
     shared.telemetry.on_close(&open, failure.as_ref());
 }

@@ -3,7 +3,7 @@
 //! The path of a connection, top to bottom: a pod's sockets come from the agent ([`zds`], [`listeners`]) and are made in
 //! its network namespace ([`netns`], [`sockets`]); [`outbound`] takes what the pod opens, resolves it and connects
 //! (`route`); [`inbound`] and [`inbound_plaintext`] take what others open towards it, and let through what [`judge`]
-//! allows. [`connection`] knows all that live, [`telemetry`] tells of them. [`app`] starts and ends it all.
+//! allows. [`workers`] are the threads that they run on; [`connection`] knows all that live, [`telemetry`] tells of them. [`app`] starts and ends it all.
 //!
 //! What always holds: nothing is accepted before there is a configuration; an application is dialled only after the
 //! verdict; the bytes of a pod are carried by sockets of its own namespace under a certificate of its own identity.
@@ -23,6 +23,7 @@ pub mod federation;
 pub mod handover;
 pub mod inbound;
 pub mod inbound_plaintext;
+mod interrupt;
 pub mod judge;
 pub mod limits;
 pub mod listeners;
@@ -39,4 +40,5 @@ pub mod sockets;
 pub mod state;
 pub mod telemetry;
 mod trust;
+pub mod workers;
 pub mod zds;

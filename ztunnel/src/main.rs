@@ -1,7 +1,6 @@
 //! The L4 node proxy: `seine-ztunnel --help`.
 
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use anyhow::Context;
 use clap::Parser;
@@ -12,12 +11,8 @@ use seine_ztunnel::{app, netns};
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     netns::remember_home().context("this process's network namespace")?;
-    let threads = match config.worker_threads {
-        0 => available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+    // What moves bytes has threads of its own: seine_ztunnel::workers.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {

@@ -4,9 +4,10 @@
 //! left no trace another endpoint; then bytes.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
-use seine_hbone::{OpenError, Role, copy, copy_plain};
+use seine_hbone::{OpenError, Pool, Role, copy, copy_plain};
 use seine_workload::{Destination, UnavailableReason};
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
@@ -15,11 +16,13 @@ use tracing::debug;
 use crate::accept::{may_accept, next};
 use crate::connection::{ConnectionInfo, Direction, Party};
 use crate::failure::Failure;
+use crate::interrupt::unless;
 use crate::limits::ConnectionSlot;
 use crate::pod::Pod;
 use crate::route::{self, Way};
 use crate::shared::Shared;
 use crate::sockets::end_as_reset;
+use crate::workers::Place;
 
 /// Accepts the pod's redirected connections until it ends.
 pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
@@ -28,11 +31,20 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
     }
     while let Some((tcp, client)) = next(&listener, &pod).await {
         let (shared, task_pod) = (shared.clone(), pod.clone());
-        pod.life.spawn(serve(shared, task_pod, tcp, client));
+        let place = shared.workers.for_connection(&pod.home);
+        place.serve(&pod.home, &pod.life, tcp, move |place, tcp| {
+            serve(shared, task_pod, place, tcp, client)
+        });
     }
 }
 
-async fn serve(shared: Arc<Shared>, pod: Arc<Pod>, tcp: TcpStream, client: SocketAddr) {
+async fn serve(
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    place: Place,
+    tcp: TcpStream,
+    client: SocketAddr,
+) {
     end_as_reset(&tcp);
     let Some(original) = (shared.environment.original_destination)(&tcp) else {
         let info = ConnectionInfo::accepted(&pod, Direction::Outbound, client, client);
@@ -50,7 +62,7 @@ async fn serve(shared: Arc<Shared>, pod: Arc<Pod>, tcp: TcpStream, client: Socke
     let cut = pod.life.cut().clone();
     let prepared = tokio::select! {
         // Boxed: its state is larger than all that a standing connection needs.
-        prepared = Box::pin(prepare(&shared, &pod, &mut info)) => prepared,
+        prepared = Box::pin(prepare(&shared, &pod, place.pool(), &mut info)) => prepared,
         () = reset(&tcp) => Err(Failure::GivenUp),
         () = cut.cancelled() => Err(Failure::Cut("pod")),
     };
@@ -71,10 +83,15 @@ async fn serve(shared: Arc<Shared>, pod: Arc<Pod>, tcp: TcpStream, client: Socke
             Way::Plain(upstream) => copy_plain(tcp, upstream, &shared.copy, &open.counters).await,
         }
     };
-    let failure = tokio::select! {
-        end = copied => Failure::of_copy(&end, Role::Outbound),
-        because = open.revoked() => Some(Failure::Revoked(because)),
-        () = cut.cancelled() => Some(Failure::Cut("pod")),
+    let ended = async {
+        tokio::select! {
+            because = open.revoked() => Failure::Revoked(because),
+            () = cut.cancelled() => Failure::Cut("pod"),
+        }
+    };
+    let failure = match unless(pin!(copied), pin!(ended)).await {
+        Ok(end) => Failure::of_copy(&end, Role::Outbound),
+        Err(failure) => Some(failure),
     };
     shared.telemetry.on_close(&open, failure.as_ref());
 }
@@ -89,6 +106,7 @@ async fn reset(tcp: &TcpStream) {
 async fn prepare(
     shared: &Shared,
     pod: &Pod,
+    pool: &Pool,
     info: &mut ConnectionInfo,
 ) -> Result<(Way, ConnectionSlot), Failure> {
     let slot = pod.limits.outbound().ok_or(Failure::Limit)?;
@@ -111,7 +129,7 @@ async fn prepare(
                 );
             }
         };
-        let failure = match route::connect(shared, pod, &destination, info).await {
+        let failure = match route::connect(shared, pod, pool, &destination, info).await {
             Ok(way) => return Ok((way, slot)),
             Err(failure) => failure,
         };

@@ -17,6 +17,7 @@ use crate::listeners::Ports;
 use crate::shared::Shared;
 use crate::sockets::{Dialer, Source};
 use crate::trust::Trust;
+use crate::workers::Worker;
 use crate::zds::PodInfo;
 
 /// Tells the pods apart that had one address after the other.
@@ -38,6 +39,8 @@ pub struct Pod {
     pub life: Lifetime,
     /// Makes its tunnels.
     pub connector: Arc<dyn Connector>,
+    /// The thread that its listeners and connections are on.
+    pub home: Arc<Worker>,
     /// Which of the pods that this process has served, by number.
     pub generation: u64,
     drain: DrainTrigger,
@@ -53,6 +56,7 @@ impl Pod {
             life: shared.life.child(),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             ports: shared.ports,
+            home: shared.workers.home(),
             connector: Arc::new(PodConnector {
                 dialer: dialer.clone(),
                 certificates: shared.certificates.clone(),

@@ -103,19 +103,20 @@ impl Pods {
     fn start(&self, pod: &Arc<Pod>, listeners: PodListeners) {
         let shared = &self.shared;
         for listener in listeners.outbound {
-            pod.life
-                .spawn(outbound::run(shared.clone(), pod.clone(), listener));
+            let (shared, served) = (shared.clone(), pod.clone());
+            pod.home
+                .listen(&pod.life, listener, |at| outbound::run(shared, served, at));
         }
         for listener in listeners.inbound_plaintext {
-            pod.life.spawn(inbound_plaintext::run(
-                shared.clone(),
-                pod.clone(),
-                listener,
-            ));
+            let (shared, served) = (shared.clone(), pod.clone());
+            pod.home.listen(&pod.life, listener, |at| {
+                inbound_plaintext::run(shared, served, at)
+            });
         }
         for listener in listeners.inbound_hbone {
-            pod.life
-                .spawn(inbound::run(shared.clone(), pod.clone(), listener));
+            let (shared, served) = (shared.clone(), pod.clone());
+            pod.home
+                .listen(&pod.life, listener, |at| inbound::run(shared, served, at));
         }
         let dns = DnsSockets {
             udp: listeners.dns_udp,
@@ -150,9 +151,11 @@ impl Pods {
             .workload(&self.shared)
             .map(|workload| workload.addresses.clone())
             .unwrap_or_default();
-        self.shared.pool.forget_where(|key| {
-            key.source == pod.identity && addresses.contains(&key.source_address)
-        });
+        for pool in self.shared.workers.pools() {
+            pool.forget_where(|key| {
+                key.source == pod.identity && addresses.contains(&key.source_address)
+            });
+        }
         let in_use = self
             .by_uid
             .lock()
@@ -160,7 +163,9 @@ impl Pods {
             .any(|other| other.identity == pod.identity);
         if !in_use {
             self.shared.certificates.forget(&pod.identity);
-            self.shared.pool.forget(&pod.identity);
+            for pool in self.shared.workers.pools() {
+                pool.forget(&pod.identity);
+            }
         }
         let deadline = self.shared.config.drain_deadline;
         tokio::spawn(async move {

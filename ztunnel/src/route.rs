@@ -35,6 +35,7 @@ pub(crate) enum Way {
 pub(crate) async fn connect(
     shared: &Shared,
     pod: &Pod,
+    pool: &Pool,
     destination: &Destination,
     info: &mut ConnectionInfo,
 ) -> Result<Way, Failure> {
@@ -43,14 +44,15 @@ pub(crate) async fn connect(
             info.upstream = Some(info.original);
             plain(shared, pod, info.client, info.original).await
         }
-        Destination::Waypoint(waypoint) => to_waypoint(shared, pod, waypoint, info).await,
-        Destination::Workload(upstream) => to_workload(shared, pod, upstream, info).await,
+        Destination::Waypoint(waypoint) => to_waypoint(shared, pod, pool, waypoint, info).await,
+        Destination::Workload(upstream) => to_workload(shared, pod, pool, upstream, info).await,
     }
 }
 
 async fn to_waypoint(
     shared: &Shared,
     pod: &Pod,
+    pool: &Pool,
     waypoint: &Waypoint,
     info: &mut ConnectionInfo,
 ) -> Result<Way, Failure> {
@@ -73,6 +75,7 @@ async fn to_waypoint(
     );
     let opened = open(
         shared,
+        pool,
         &key,
         &pod.connector,
         request(info, Authority::from(waypoint.authority)),
@@ -84,6 +87,7 @@ async fn to_waypoint(
 async fn to_workload(
     shared: &Shared,
     pod: &Pod,
+    pool: &Pool,
     upstream: &Upstream,
     info: &mut ConnectionInfo,
 ) -> Result<Way, Failure> {
@@ -111,6 +115,7 @@ async fn to_workload(
             );
             let stream = open(
                 shared,
+                pool,
                 &key,
                 &pod.connector,
                 request(info, Authority::from(to)),
@@ -137,7 +142,7 @@ async fn to_workload(
                 None,
             );
             let connector: Arc<dyn Connector> = Arc::new(ThroughGateway {
-                pool: shared.pool.clone(),
+                pool: pool.clone(),
                 certificates: shared.certificates.clone(),
                 outer,
                 connector: pod.connector.clone(),
@@ -152,7 +157,7 @@ async fn to_workload(
                 upstream.identities(),
                 Some(&authority),
             );
-            let stream = open(shared, &inner, &connector, request(info, authority)).await?;
+            let stream = open(shared, pool, &inner, &connector, request(info, authority)).await?;
             Ok(Way::Tunnel(Box::new(stream)))
         }
     }
@@ -175,6 +180,7 @@ async fn plain(
 
 async fn open(
     shared: &Shared,
+    pool: &Pool,
     key: &Arc<TunnelKey>,
     connector: &Arc<dyn Connector>,
     request: ConnectRequest,
@@ -187,7 +193,7 @@ async fn open(
         });
     }
     // Boxed: its state is large, and gone once the stream is open.
-    let opened = Box::pin(shared.pool.open(key, connector, &request)).await?;
+    let opened = Box::pin(pool.open(key, connector, &request)).await?;
     Ok(opened.stream)
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use seine_hbone::{CopyOptions, Pool, Settings};
+use seine_hbone::{CopyOptions, Settings};
 use seine_identity::CertificateManager;
 use seine_telemetry::Readiness;
 use seine_workload::Store;
@@ -17,6 +17,7 @@ use crate::drain::Lifetime;
 use crate::listeners::Ports;
 use crate::sockets;
 use crate::telemetry::Telemetry;
+use crate::workers::Workers;
 
 /// Shared by all tasks, and unchanged for the life of the process but for what locks itself.
 pub struct Shared {
@@ -26,8 +27,8 @@ pub struct Shared {
     pub store: Arc<Store>,
     /// The certificates of the pods' identities.
     pub certificates: CertificateManager,
-    /// Tunnels to other proxies, of all pods.
-    pub pool: Pool,
+    /// The threads that move bytes, and their tunnels to other proxies.
+    pub workers: Workers,
     /// Sizes and times of tunnels.
     pub hbone: Arc<Settings>,
     /// Limits of connections that stand.

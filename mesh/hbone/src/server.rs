@@ -1,6 +1,6 @@
 //! The accepting side: TLS, HTTP/2, and a handler for each CONNECT.
 //!
-//! One task drives a connection ([`accept`], then [`Accepted::serve`]) and starts one task per stream. What a peer can
+//! One task drives a connection ([`accept`], then [`Accepted::serve`]); its handler starts one task per stream. What a peer can
 //! make it hold is bounded: handshakes in time, headers, streams, answers to streams that were
 //! reset, and windows in bytes.
 
@@ -191,15 +191,15 @@ impl Accepted {
         &self.chain
     }
 
-    /// Serves the tunnel until its end: `handler` is called for each CONNECT, and its future runs as
-    /// a task of its own.
+    /// Serves the tunnel until its end: `handler` is called for each CONNECT, and starts the task
+    /// that answers it.
     ///
     /// Everything but a CONNECT with a good authority is answered here, with 400.
-    pub async fn serve<H, F>(self, mut drain: DrainSignal, handler: H) -> Result<(), ServeError>
-    where
-        H: Fn(Incoming) -> F,
-        F: Future<Output = ()> + Send + 'static,
-    {
+    pub async fn serve(
+        self,
+        mut drain: DrainSignal,
+        handler: impl Fn(Incoming),
+    ) -> Result<(), ServeError> {
         let Self {
             mut connection,
             certificate,
@@ -250,7 +250,7 @@ impl std::fmt::Debug for Accepted {
     }
 }
 
-/// [`accept`] and [`Accepted::serve`] in one.
+/// [`accept`] and [`Accepted::serve`] in one; the handler's future runs as a task of its own.
 pub async fn serve<H, F>(
     io: Io,
     peer: SocketAddr,
@@ -265,7 +265,8 @@ where
 {
     let accepted = accept(io, peer, &credentials, settings).await?;
     drop(credentials);
-    accepted.serve(drain, handler).await
+    let start = |incoming| drop(tokio::spawn(handler(incoming)));
+    accepted.serve(drain, start).await
 }
 
 type Connection = h2::server::Connection<tokio_rustls::server::TlsStream<ReadAhead<Io>>, Bytes>;
@@ -296,18 +297,15 @@ async fn handshake(
     Ok((certificate, chain, connection))
 }
 
-fn start<H, F>(
+fn start(
     request: http::Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
     identity: &Identity,
     peer: SocketAddr,
     live: &Arc<AtomicUsize>,
     settings: &Settings,
-    handler: &H,
-) where
-    H: Fn(Incoming) -> F,
-    F: Future<Output = ()> + Send + 'static,
-{
+    handler: &impl Fn(Incoming),
+) {
     let (head, recv) = request.into_parts();
     let request = match ConnectRequest::parse(&head) {
         Ok(request) => request,
@@ -322,14 +320,14 @@ fn start<H, F>(
         return respond.send_reset(h2::Reason::REFUSED_STREAM);
     };
     let peer_identity = identity.clone();
-    tokio::spawn(handler(Incoming {
+    handler(Incoming {
         request,
         peer_identity,
         peer,
         respond,
         recv,
         admitted,
-    }));
+    });
 }
 
 async fn dead(keepalive: &mut Option<Keepalive>) {

@@ -103,7 +103,7 @@ impl Mesh {
             loopback_is_remote: true,
         };
         let source = Arc::new(TestSource(Mutex::new(self.ca.clone())));
-        let shared = share(config, source.clone(), environment);
+        let shared = share(config, source.clone(), environment).unwrap();
         assert_eq!(shared.store.apply_addresses(resources, &[]), []);
         assert_eq!(shared.store.apply_policies(&[], &[]), []);
         shared.set_configured();

@@ -14,14 +14,15 @@
 mod plain;
 mod tunnel;
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -162,18 +163,30 @@ impl Batch {
     }
 }
 
+thread_local! {
+    /// Where small reads go first, so that what waits to be sent takes the memory of its own bytes only.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SMALLEST_BATCH].into());
+}
+
 /// Reads up to `limit` bytes, once the socket has some: no memory is taken before.
 fn poll_read(
     tcp: &mut TcpStream,
     cx: &mut Context<'_>,
     limit: usize,
-) -> Poll<std::io::Result<BytesMut>> {
+) -> Poll<std::io::Result<Bytes>> {
+    if limit <= SMALLEST_BATCH {
+        return SCRATCH.with_borrow_mut(|scratch| {
+            let mut read = ReadBuf::new(&mut scratch[..limit]);
+            ready!(Pin::new(tcp).poll_read(cx, &mut read))?;
+            Poll::Ready(Ok(Bytes::copy_from_slice(read.filled())))
+        });
+    }
     let mut buffer = BytesMut::with_capacity(limit);
     let mut limited = (&mut buffer).limit(limit);
     // The future holds nothing but its arguments: making it anew each time loses nothing.
     let read = std::pin::pin!(tcp.read_buf(&mut limited));
     ready!(std::future::Future::poll(read, cx))?;
-    Poll::Ready(Ok(buffer))
+    Poll::Ready(Ok(buffer.freeze()))
 }
 
 /// The time limits. Costs a connection nothing when there is none, and one timer otherwise, which

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
@@ -94,14 +94,14 @@ struct Direction {
     from: Side,
     batch: Batch,
     /// Read and not yet written; without memory while there is none.
-    held: BytesMut,
+    held: Bytes,
     ending: bool,
     finished: bool,
 }
 
 impl Direction {
     fn new(from: Side) -> Self {
-        let held = BytesMut::new();
+        let held = Bytes::new();
         Self {
             from,
             batch: Batch::new(),
@@ -141,7 +141,7 @@ impl Direction {
                 self.finished = true;
                 break;
             }
-            self.held = BytesMut::new();
+            self.held = Bytes::new();
             ready!(from.poll_read_ready(cx)).map_err(read_error)?;
             let size = self.batch.size();
             self.held = ready!(poll_read(from, cx, size)).map_err(read_error)?;

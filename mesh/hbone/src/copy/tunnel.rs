@@ -140,7 +140,7 @@ impl Join<'_> {
             self.counters
                 .forth
                 .fetch_add(read as u64, Ordering::Relaxed);
-            self.stream.send(bytes.freeze()).map_err(Ended::Stream)?;
+            self.stream.send(bytes).map_err(Ended::Stream)?;
             if read < capacity {
                 self.stream.give_back();
             }
