@@ -8,6 +8,11 @@ use seine_telemetry::{LogFormat, Settings, Telemetry};
 use seine_ztunnel::config::{AccessLog, Config};
 use seine_ztunnel::{app, netns};
 
+/// The batches of a bulk stream are allocated and freed again and again; glibc gives each back to the kernel and takes
+/// the page faults of the next one.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     netns::remember_home().context("this process's network namespace")?;
