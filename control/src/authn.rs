@@ -1,7 +1,7 @@
 //! Who calls: bearer tokens of service accounts.
 //!
 //! [`Authenticator`] is the one door: a signing key whose public half is known
-//! ([`JwtAuthenticator`]) in a lab, the API server's TokenReview in a cluster. Called by the xDS
+//! ([`JwtAuthenticator`]) in a lab, the API server's TokenReview ([`TokenReviewer`]) in a cluster. Called by the xDS
 //! server for each stream and by the certificate authority for each request.
 //!
 //! # Claims
@@ -26,6 +26,8 @@
 //! `exp`, `iss`, `aud` and `kubernetes.io` must be there; `sub`, where it is, must name the same
 //! account; `pod` and `node` are optional, but a node proxy without `node` gets no certificates.
 
+mod token_review;
+
 use std::fmt;
 
 use futures::future::BoxFuture;
@@ -33,6 +35,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
 use serde::Deserialize;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
+
+pub use token_review::TokenReviewer;
 
 /// Clocks may differ by this many seconds.
 const LEEWAY: u64 = 10;

@@ -1,6 +1,6 @@
 //! The control plane: sources, model, xDS server, certificate authority.
 //!
-//! Objects come from a source ([`seine_objects`]), [`translate`] turns them into resources without
+//! Objects come from a source (a folder, [`seine_objects`], or an API server, [`seine_kubernetes`]), [`translate`] turns them into resources without
 //! looking at anything else, [`model`] is the one task that does so on every change, and [`xds`]
 //! compares and sends what changed. [`ca`] signs the proxies' certificates; [`authn`] says who
 //! calls. [`run()`] puts them together.
@@ -18,13 +18,14 @@ pub mod metrics;
 pub mod model;
 pub mod publish;
 mod run;
+mod source;
 pub mod status;
 pub mod translate;
 pub mod xds;
 
 use std::net::IpAddr;
 
-pub use run::{Options, run};
+pub use run::{Files, Options, Place, run};
 
 /// 4 or 16 bytes, as the wire has them. A mapped IPv4 address is an IPv4 address.
 pub(crate) fn ip_bytes(address: IpAddr) -> Vec<u8> {

@@ -4,7 +4,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use seine_control::{Options, translate::Settings};
+use seine_control::{
+    Files, Options, Place, cluster::Cluster, publish::held_map::Replica, translate::Settings,
+};
 use seine_objects::EnrolmentSettings;
 use seine_telemetry::{LogFormat, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,19 +37,22 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Serve {
-    /// Folder of YAML objects to read and watch.
-    #[arg(long, env = "SEINE_DIRECTORY", required = true)]
+    /// Folder of YAML objects to read and watch, in the place of a cluster.
+    #[arg(long, env = "SEINE_DIRECTORY", requires_all = ["ca_dir", "token_public_key"])]
     directory: Option<PathBuf>,
+    /// How to reach the API server; without it (and without `--directory`) by the pod's own service account.
+    #[arg(long, conflicts_with = "directory")]
+    kubeconfig: Option<PathBuf>,
     /// Address of the xDS and certificate services.
     #[arg(long, env = "SEINE_LISTEN", default_value = "[::]:15012")]
     listen: SocketAddr,
-    /// Folder of the certificate authority; made at the first start.
-    #[arg(long, env = "SEINE_CA_DIR", required = true)]
+    /// Folder of the certificate authority; made at the first start. In a cluster a Secret has its keys.
+    #[arg(long, env = "SEINE_CA_DIR", requires = "directory")]
     ca_dir: Option<PathBuf>,
-    /// PEM file with the public half of the key that signs tokens.
-    #[arg(long, env = "SEINE_TOKEN_PUBLIC_KEY", required = true)]
+    /// PEM file with the public half of the key that signs tokens. In a cluster the API server judges them.
+    #[arg(long, env = "SEINE_TOKEN_PUBLIC_KEY", requires = "directory")]
     token_public_key: Option<PathBuf>,
-    /// Issuer that tokens must name.
+    /// Issuer that tokens must name. In a cluster the API server knows.
     #[arg(long, env = "SEINE_TOKEN_ISSUER", default_value = "seine-lab")]
     token_issuer: String,
     /// Audience that tokens must name.
@@ -87,6 +92,21 @@ struct Serve {
     /// Address of the admin pages.
     #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value = "127.0.0.1:15014")]
     admin_address: SocketAddr,
+    /// Address of the metrics, for a scraper from elsewhere; the admin pages have them too.
+    #[arg(long, env = "SEINE_METRICS_ADDRESS")]
+    metrics_address: Option<SocketAddr>,
+    /// Address of the readiness page, for the kubelet; the admin pages have it too.
+    #[arg(long, env = "SEINE_READINESS_ADDRESS")]
+    readiness_address: Option<SocketAddr>,
+    /// Name of this replica's pod, in a cluster.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
+    /// Its namespace.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "seine-system")]
+    pod_namespace: String,
+    /// Its UID, so that what it writes for itself goes with it.
+    #[arg(long, env = "POD_UID")]
+    pod_uid: Option<String>,
     /// Lifetime of the proxies' certificates, in seconds: at most, and where they ask for none.
     #[arg(long, env = "SEINE_CERTIFICATE_LIFETIME", default_value_t = 24 * 3600)]
     certificate_lifetime: u64,
@@ -123,24 +143,46 @@ fn write_crds(directory: &std::path::Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn place(flags: &Serve) -> anyhow::Result<Place> {
+    if let Some(objects) = &flags.directory {
+        return Ok(Place::Files(Files {
+            objects: objects.clone(),
+            ca: flags.ca_dir.clone().context("--ca-dir is missing")?,
+            token_public_key: flags
+                .token_public_key
+                .clone()
+                .context("--token-public-key is missing")?,
+            token_issuer: flags.token_issuer.clone(),
+        }));
+    }
+    Ok(Place::Cluster(Cluster {
+        client: seine_kubernetes::client(flags.kubeconfig.as_deref()).await?,
+        replica: Replica {
+            namespace: flags.pod_namespace.clone(),
+            pod: flags
+                .pod_name
+                .clone()
+                .context("--pod-name (POD_NAME) says which replica this is")?,
+            uid: flags.pod_uid.clone(),
+        },
+    }))
+}
+
 async fn serve(flags: Serve) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(&seine_telemetry::Settings {
         service: "seine-control",
         instance: flags.cluster_id.clone(),
         format: flags.log_format,
-        level: flags.log_level,
-        otlp_endpoint: flags.otlp_endpoint,
+        level: flags.log_level.clone(),
+        otlp_endpoint: flags.otlp_endpoint.clone(),
     })?;
+    let place = place(&flags).await?;
     let options = Options {
-        directory: flags.directory.context("--directory is missing")?,
+        place,
         listen: flags.listen,
         admin: flags.admin_address,
-        ca_directory: flags.ca_dir.context("--ca-dir is missing")?,
-        cluster: None,
-        token_public_key: flags
-            .token_public_key
-            .context("--token-public-key is missing")?,
-        token_issuer: flags.token_issuer,
+        metrics: flags.metrics_address,
+        readiness: flags.readiness_address,
         token_audience: flags.token_audience,
         trusted_accounts: flags.trusted_accounts,
         server_names: flags.server_names,

@@ -4,18 +4,19 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 
 use anyhow::Context as _;
 use seine_identity::TrustDomain;
-use seine_objects::{DirectoryOptions, DirectorySource};
-use seine_telemetry::Readiness;
+use seine_telemetry::{Readiness, http as pages};
 use tokio::{net::TcpListener, sync::watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     admin::Admin,
-    authn::JwtAuthenticator,
+    authn::{Authenticator, JwtAuthenticator, TokenReviewer},
     ca::{Authority, CaOptions, CertificateService, DirectoryStore, External, server_tls},
     cluster::Cluster,
     leader::Leadership,
     model::{self, Debounce, Model, PodAuthorizer},
     publish::writer::Sources,
+    source::Source,
     translate::Settings,
     xds::server::{Clients, ServerOptions, XdsServer},
 };
@@ -23,20 +24,16 @@ use crate::{
 /// Everything that is set from outside.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The folder of YAML.
-    pub directory: PathBuf,
+    /// Where the objects and keys are, and who judges tokens.
+    pub place: Place,
     /// Where xDS and certificates are served.
     pub listen: SocketAddr,
     /// Where the admin pages are.
     pub admin: SocketAddr,
-    /// The CA's folder. Not used in a cluster, where a Secret has the keys.
-    pub ca_directory: PathBuf,
-    /// The cluster, if there is one: then several replicas share the CA, and one of them writes.
-    pub cluster: Option<Cluster>,
-    /// Public half of the key that signs tokens (PEM).
-    pub token_public_key: PathBuf,
-    /// Issuer of the tokens.
-    pub token_issuer: String,
+    /// Where the metrics are, for a scraper from elsewhere.
+    pub metrics: Option<SocketAddr>,
+    /// Where the readiness page is, for the kubelet.
+    pub readiness: Option<SocketAddr>,
     /// Audience of the tokens.
     pub token_audience: String,
     /// Accounts of node proxies and agents.
@@ -53,54 +50,132 @@ pub struct Options {
     pub translation: Settings,
 }
 
+/// Where the objects and the CA's keys are, and who judges tokens.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// Files of this machine.
+    Files(Files),
+    /// An API server. Several replicas share the CA, and one of them writes.
+    Cluster(Cluster),
+}
+
+/// A control plane without a cluster.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The folder of YAML.
+    pub objects: PathBuf,
+    /// The CA's folder.
+    pub ca: PathBuf,
+    /// Public half of the key that signs tokens (PEM).
+    pub token_public_key: PathBuf,
+    /// Issuer of the tokens.
+    pub token_issuer: String,
+}
+
+impl Place {
+    async fn source(&self) -> anyhow::Result<Source> {
+        match self {
+            Self::Files(files) => Source::directory(files.objects.clone()).await,
+            Self::Cluster(cluster) => Ok(Source::cluster(cluster.client.clone()).await),
+        }
+    }
+
+    /// The CA, and the task that follows an external intermediate.
+    async fn authority(
+        &self,
+        options: CaOptions,
+    ) -> anyhow::Result<(Arc<Authority>, Option<AbortOnDropHandle<()>>)> {
+        let opened = match self {
+            Self::Files(files) => {
+                let store = Box::new(DirectoryStore::open(&files.ca)?);
+                // There is no cluster, so nobody else has an intermediate for us.
+                let (_, external) = watch::channel(External::Absent);
+                let authority = Authority::open(options, store, external).await;
+                authority.map(|authority| (authority, None))
+            }
+            Self::Cluster(cluster) => {
+                let opened = cluster.open_authority(options).await;
+                opened.map(|(authority, follows)| (authority, Some(follows)))
+            }
+        };
+        opened.context("opening the certificate authority")
+    }
+
+    async fn authenticator(
+        &self,
+        audience: &str,
+        models: &watch::Receiver<Arc<Model>>,
+    ) -> anyhow::Result<Arc<dyn Authenticator>> {
+        Ok(match self {
+            Self::Files(files) => {
+                let path = &files.token_public_key;
+                let key = tokio::fs::read(path)
+                    .await
+                    .with_context(|| format!("reading {}", path.display()))?;
+                let authenticator = JwtAuthenticator::new(&key, &files.token_issuer, audience)
+                    .with_context(|| path.display().to_string())?;
+                Arc::new(authenticator)
+            }
+            Self::Cluster(cluster) => Arc::new(TokenReviewer::new(
+                cluster.client.clone(),
+                audience,
+                models.clone(),
+            )),
+        })
+    }
+
+    fn cluster(&self) -> Option<&Cluster> {
+        match self {
+            Self::Files(_) => None,
+            Self::Cluster(cluster) => Some(cluster),
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}"))
+}
+
 /// Serves until `stop` is ready.
 ///
 /// # Errors
 ///
 /// When something can't be opened or bound; once it serves, it goes on.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let mut stop = std::pin::pin!(stop);
     let readiness = Readiness::default();
     readiness.pending("model", "the objects are not translated yet");
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(address) = options.readiness {
+        let page = readiness.clone();
+        tasks.spawn(pages::serve(bind(address).await?, move |request| {
+            let page = match request.uri().path() {
+                "/healthz/ready" => page.page(),
+                _ => pages::not_found(&["/healthz/ready"]),
+            };
+            async move { page }
+        }));
+    }
 
-    let directory = options.directory.clone();
-    let source = tokio::task::spawn_blocking(move || {
-        DirectorySource::open(directory, DirectoryOptions::default())
-    })
-    .await?
-    .context("opening the objects' directory")?;
-
+    let place = &options.place;
+    let source = tokio::select! {
+        source = place.source() => source?,
+        // There is no hurry to an API server that is away.
+        () = &mut stop => return Ok(()),
+    };
     let domain = TrustDomain::new(&options.translation.trust_domain).context("--trust-domain")?;
     let mut ca = CaOptions::new(domain);
     ca.max_lifetime = options.certificate_lifetime;
     ca.default_lifetime = options.certificate_lifetime;
     ca.min_lifetime = ca.min_lifetime.min(options.certificate_lifetime);
-    let (authority, _follows) = match &options.cluster {
-        Some(cluster) => {
-            let (authority, follows) = cluster
-                .open_authority(ca)
-                .await
-                .context("opening the certificate authority")?;
-            (authority, Some(follows))
-        }
-        None => {
-            let store = Box::new(DirectoryStore::open(&options.ca_directory)?);
-            // There is no cluster, so nobody else has an intermediate for us.
-            let (_, external) = watch::channel(External::Absent);
-            let authority = Authority::open(ca, store, external)
-                .await
-                .context("opening the certificate authority")?;
-            (authority, None)
-        }
-    };
-
-    let key = tokio::fs::read(&options.token_public_key)
-        .await
-        .with_context(|| format!("reading {}", options.token_public_key.display()))?;
-    let authenticator = JwtAuthenticator::new(&key, &options.token_issuer, &options.token_audience)
-        .with_context(|| format!("{}", options.token_public_key.display()))?;
-    let authenticator = Arc::new(authenticator);
+    let (authority, _follows) = place.authority(ca).await?;
 
     let (models_out, models) = watch::channel(Arc::<Model>::default());
+    let authenticator = place
+        .authenticator(&options.token_audience, &models)
+        .await?;
     let (stop_streams, streams_stop) = watch::channel(false);
     let clients = Clients::default();
     let xds = XdsServer::new(
@@ -120,12 +195,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
         options.trusted_accounts,
     );
 
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("listening on {}", options.listen))?;
-    let admin_listener = TcpListener::bind(options.admin)
-        .await
-        .with_context(|| format!("listening on {}", options.admin))?;
+    let listener = bind(options.listen).await?;
+    let admin_listener = bind(options.admin).await?;
     let address = Some(options.listen.ip()).filter(|address| !address.is_unspecified());
     let incoming = server_tls(
         &authority,
@@ -135,20 +206,19 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     .context("making the server's certificate")?
     .incoming(listener);
 
-    let election = options.cluster.as_ref().map(Cluster::elect);
+    let election = place.cluster().map(Cluster::elect);
     let leadership = match &election {
         Some(election) => election.leadership(),
         None => Leadership::always(),
     };
-    let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(authority.clone().run(leadership.clone()));
-    if let Some(cluster) = options.cluster {
+    if let Some(cluster) = place.cluster() {
         let sources = Sources {
             models: models.clone(),
-            problems: source.subscribe_problems(),
+            problems: source.problems(),
         };
         let enrolment = options.translation.enrolment.clone();
-        tasks.spawn(cluster.write(
+        tasks.spawn(cluster.clone().write(
             leadership,
             authority.clone(),
             sources,
@@ -157,25 +227,32 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
         ));
     }
     tasks.spawn(model::run(
-        source.subscribe(),
+        source.objects(),
         options.translation,
         Debounce::default(),
         models_out,
     ));
     let admin = Arc::new(Admin {
         models: models.clone(),
-        problems: source.subscribe_problems(),
+        problems: source.problems(),
         clients,
         authority,
         readiness: readiness.clone(),
     });
-    tasks.spawn(seine_telemetry::http::serve(
-        admin_listener,
-        move |request| {
-            let admin = admin.clone();
-            async move { admin.page(&request) }
-        },
-    ));
+    if let Some(address) = options.metrics {
+        let admin = admin.clone();
+        tasks.spawn(pages::serve(bind(address).await?, move |request| {
+            let page = match request.uri().path() {
+                "/metrics" => admin.page(&request),
+                _ => pages::not_found(&["/metrics"]),
+            };
+            async move { page }
+        }));
+    }
+    tasks.spawn(pages::serve(admin_listener, move |request| {
+        let admin = admin.clone();
+        async move { admin.page(&request) }
+    }));
     let mut first = models;
     let ready = readiness.clone();
     tasks.spawn(async move {
@@ -202,7 +279,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     let mut server = std::pin::pin!(server);
     tokio::select! {
         served = &mut server => served.context("serving gRPC")?,
-        () = stop => {
+        () = &mut stop => {
             tracing::info!("shutting down");
             readiness.pending("shutdown", "the process is ending");
             stop_streams.send_replace(true);

@@ -170,7 +170,7 @@ fn problem_status(problem: &Problem) -> ObjectStatus {
             false,
             "Invalid",
             problem.to_string(),
-            None,
+            problem.generation,
         )],
     )
 }

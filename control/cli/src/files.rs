@@ -140,6 +140,7 @@ impl Objects {
             file: file.to_owned(),
             line: None,
             object: Some(object.to_owned()),
+            generation: None,
             field: None,
             message: error.to_string(),
             last_good_kept: false,

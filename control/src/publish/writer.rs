@@ -474,6 +474,7 @@ spec: {hostNetwork: true, containers: []}
             file: "api".into(),
             line: None,
             object: Some("MeshTLS shop/p".into()),
+            generation: Some(2),
             field: Some("spec.mode".into()),
             message: "is no mode".into(),
             last_good_kept: true,

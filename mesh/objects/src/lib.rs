@@ -2,8 +2,9 @@
 //!
 //! What control plane and node agent know of a cluster is an [`ObjectSet`]: an immutable snapshot
 //! of typed objects. A source keeps making new ones; the one here is [`DirectorySource`], a folder
-//! of YAML. Everything that both must decide alike is decided here and nowhere else: who is opted
-//! in ([`enrolment()`]), which pods are finished, which objects are valid.
+//! of YAML; the one that watches an API server is a crate of its own, `seine-kubernetes`. Everything
+//! that both must decide alike is decided here and nowhere else: who is opted in ([`enrolment()`]),
+//! which pods are finished, which objects are valid.
 //!
 //! An object that is in a set is valid: what didn't parse or validate never gets in, it becomes a
 //! [`Problem`] and the last good version of it stays.
@@ -13,6 +14,7 @@
 mod directory;
 mod document;
 pub mod enrolment;
+mod kept;
 pub mod network_policy;
 mod parse;
 pub mod pods;
@@ -22,5 +24,5 @@ mod set;
 pub use directory::{DirectoryOptions, DirectorySource, SourceError};
 pub use enrolment::{Enrolment, EnrolmentSettings, Refusal, enrolment};
 pub use k8s_openapi;
-pub use parse::{Kind, Object, ParsedFile, Problem, parse_text};
+pub use parse::{Invalid, Kind, Object, ParsedFile, Problem, parse_object, parse_text};
 pub use set::{ObjectKey, ObjectSet, Objects};

@@ -35,6 +35,13 @@ pub enum Kind {
     MeshTls,
 }
 
+impl Kind {
+    /// Objects of this kind are in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -76,15 +83,17 @@ impl Object {
     }
 }
 
-/// Something that is wrong with a file or an object in it.
+/// Something that is wrong with an object, or with the file that it should come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file.
+    /// The file; empty for an object of an API server.
     pub file: PathBuf,
     /// Counted from 1.
     pub line: Option<u64>,
     /// `Kind namespace/name`, as far as known.
     pub object: Option<String>,
+    /// `metadata.generation` of the version that is wrong, where it has one.
+    pub generation: Option<i64>,
     /// Path of the field, such as `spec.rules[0].to`.
     pub field: Option<String>,
     /// What is wrong.
@@ -95,17 +104,20 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
+        if !self.file.as_os_str().is_empty() {
+            write!(f, "{}", self.file.display())?;
+            if let Some(line) = self.line {
+                write!(f, ":{line}")?;
+            }
+            f.write_str(": ")?;
         }
         if let Some(object) = &self.object {
-            write!(f, ": {object}")?;
+            write!(f, "{object}: ")?;
         }
         if let Some(field) = &self.field {
-            write!(f, ": {field}")?;
+            write!(f, "{field}: ")?;
         }
-        write!(f, ": {}", self.message)?;
+        write!(f, "{}", self.message)?;
         if self.last_good_kept {
             write!(f, " (the last good version stays in force)")?;
         }
@@ -147,6 +159,112 @@ pub fn parse_text(file: impl Into<PathBuf>, text: &str) -> ParsedFile {
     parsing.parsed
 }
 
+/// One object of a known kind, as the API server or a file has it: cut to the fields that are
+/// [kept](Kind::kept), typed and validated.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+pub fn parse_object(kind: Kind, mut value: Value) -> Result<(ObjectKey, Object), Invalid> {
+    kind.kept().prune(&mut value);
+    let invalid = |key, field: &str, message: String| Invalid {
+        kind,
+        key,
+        errors: vec![FieldError {
+            field: field.into(),
+            message,
+        }],
+    };
+    let metadata = &mut value["metadata"];
+    let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
+        return Err(invalid(None, "metadata.name", "is missing".into()));
+    };
+    let namespace = match kind.is_namespaced() {
+        true => metadata["namespace"]
+            .as_str()
+            .filter(|name| !name.is_empty())
+            .unwrap_or("default"),
+        false => "",
+    };
+    let key = ObjectKey::new(namespace, name);
+    // Keys are built into names of resources: a slash in one would make it another's.
+    let bad_name = match (policy::is_name(name), namespace) {
+        (false, _) => Some(("metadata.name", name)),
+        (true, "") => None,
+        (true, namespace) if policy::is_name(namespace) => None,
+        (true, namespace) => Some(("metadata.namespace", namespace)),
+    };
+    if let Some((field, text)) = bad_name {
+        let message = format!("{text:?} is no lowercase RFC 1123 name");
+        return Err(invalid(Some(key), field, message));
+    }
+    if kind.is_namespaced() {
+        metadata["namespace"] = Value::String(key.namespace.clone());
+    }
+    if let Some(metadata) = metadata.as_object_mut() {
+        // It changes with every write, also of what is not kept.
+        metadata.remove("resourceVersion");
+    }
+    match build(kind, value) {
+        Ok(object) => Ok((key, object)),
+        Err(errors) => Err(Invalid {
+            kind,
+            key: Some(key),
+            errors,
+        }),
+    }
+}
+
+/// An object that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// Its kind.
+    pub kind: Kind,
+    /// Which one it is, unless even that is wrong.
+    pub key: Option<ObjectKey>,
+    /// What is wrong; at least one.
+    pub errors: Vec<FieldError>,
+}
+
+impl Invalid {
+    /// An object that is not even JSON of the expected shape.
+    pub fn unreadable(kind: Kind, error: &serde_json::Error) -> Self {
+        Self {
+            kind,
+            key: None,
+            errors: vec![FieldError {
+                field: String::new(),
+                message: error.to_string(),
+            }],
+        }
+    }
+
+    /// What is wrong, of an object that no file has.
+    pub fn problems(
+        &self,
+        generation: Option<i64>,
+        last_good_kept: bool,
+    ) -> impl Iterator<Item = Problem> {
+        self.errors.iter().map(move |error| Problem {
+            file: PathBuf::new(),
+            line: None,
+            object: Some(self.name()),
+            generation,
+            field: Some(error.field.clone()).filter(|field| !field.is_empty()),
+            message: error.message.clone(),
+            last_good_kept,
+        })
+    }
+
+    /// `Kind namespace/name`, as far as known.
+    pub fn name(&self) -> String {
+        match &self.key {
+            Some(key) => format!("{} {key}", self.kind),
+            None => self.kind.to_string(),
+        }
+    }
+}
+
 struct Parsing {
     file: PathBuf,
     parsed: ParsedFile,
@@ -165,6 +283,7 @@ impl Parsing {
             file,
             line,
             object,
+            generation: None,
             field,
             message,
             last_good_kept: false,
@@ -196,55 +315,23 @@ impl Parsing {
             tracing::debug!(file = %self.file.display(), line, api_version, kind, "kind is not read");
             return;
         };
-        if kind == Kind::AuthorizationPolicy || kind == Kind::MeshTls {
-            // The types refuse unknown fields of `spec`; a stale status is not ours to judge.
-            value.as_object_mut().map(|object| object.remove("status"));
-        }
-        self.typed(document, kind, value, at, line);
-    }
-
-    fn typed(&mut self, document: &Document, kind: Kind, mut value: Value, at: &str, line: u64) {
-        let namespaced = !matches!(kind, Kind::Namespace | Kind::Node);
-        let metadata = &mut value["metadata"];
-        let Some(name) = metadata["name"].as_str().filter(|name| !name.is_empty()) else {
-            self.parsed.unreadable = true;
-            let line = document.line_of(&format!("{at}metadata"));
-            let (object, field) = (Some(kind.to_string()), Some("metadata.name".to_owned()));
-            return self.problem(Some(line), object, field, "is missing".into());
-        };
-        let namespace = match namespaced {
-            true => metadata["namespace"]
-                .as_str()
-                .filter(|name| !name.is_empty())
-                .unwrap_or("default"),
-            false => "",
-        };
-        let key = ObjectKey::new(namespace, name);
-        // Keys are built into names of resources: a slash in one would make it another's.
-        let bad_name = match (policy::is_name(name), namespace) {
-            (false, _) => Some(("metadata.name", name)),
-            (true, "") => None,
-            (true, namespace) if policy::is_name(namespace) => None,
-            (true, namespace) => Some(("metadata.namespace", namespace)),
-        };
-        if let Some((field, text)) = bad_name {
-            let message = format!("{text:?} is no lowercase RFC 1123 name");
-            let line = document.line_of(&format!("{at}{field}"));
-            let object = Some(format!("{kind} {key}"));
-            return self.problem(Some(line), object, Some(field.into()), message);
-        }
-        if namespaced {
-            metadata["namespace"] = Value::String(key.namespace.clone());
-        }
-        match build(kind, value) {
-            Ok(object) => self.parsed.objects.push((key, object, line)),
-            Err(errors) => {
-                for FieldError { field, message } in errors {
+        let generation = value["metadata"]["generation"].as_i64();
+        match parse_object(kind, value) {
+            Ok((key, object)) => self.parsed.objects.push((key, object, line)),
+            Err(invalid) => {
+                let object = invalid.name();
+                for FieldError { field, message } in invalid.errors {
                     let line = document.line_of(&format!("{at}{field}"));
-                    let object = Some(format!("{kind} {key}"));
-                    self.problem(Some(line), object, Some(field), message);
+                    let field = Some(field);
+                    self.problem(Some(line), Some(object.clone()), field, message);
+                    if let Some(problem) = self.parsed.problems.last_mut() {
+                        problem.generation = generation;
+                    }
                 }
-                self.parsed.invalid.push((kind, key));
+                match invalid.key {
+                    Some(key) => self.parsed.invalid.push((kind, key)),
+                    None => self.parsed.unreadable = true,
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    Object,
+    Kind, Object,
     policy::{AuthorizationPolicy, MeshTls},
 };
 
@@ -78,6 +78,69 @@ impl ObjectSet {
         }
     }
 
+    /// Takes an object out; `true` if it was there.
+    pub fn remove(&mut self, kind: Kind, key: &ObjectKey) -> bool {
+        match kind {
+            Kind::Namespace => self.namespaces.remove(key).is_some(),
+            Kind::Node => self.nodes.remove(key).is_some(),
+            Kind::Pod => self.pods.remove(key).is_some(),
+            Kind::Service => self.services.remove(key).is_some(),
+            Kind::EndpointSlice => self.endpoint_slices.remove(key).is_some(),
+            Kind::ServiceAccount => self.service_accounts.remove(key).is_some(),
+            Kind::NetworkPolicy => self.network_policies.remove(key).is_some(),
+            Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
+            Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
+        }
+    }
+
+    /// Whether there is an object of that kind and key.
+    pub fn contains(&self, kind: Kind, key: &ObjectKey) -> bool {
+        match kind {
+            Kind::Namespace => self.namespaces.contains_key(key),
+            Kind::Node => self.nodes.contains_key(key),
+            Kind::Pod => self.pods.contains_key(key),
+            Kind::Service => self.services.contains_key(key),
+            Kind::EndpointSlice => self.endpoint_slices.contains_key(key),
+            Kind::ServiceAccount => self.service_accounts.contains_key(key),
+            Kind::NetworkPolicy => self.network_policies.contains_key(key),
+            Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
+            Kind::MeshTls => self.mesh_tls.contains_key(key),
+        }
+    }
+
+    /// Whether an equal object is there under this key.
+    pub fn holds(&self, key: &ObjectKey, object: &Object) -> bool {
+        fn same<T: PartialEq>(held: &Objects<T>, key: &ObjectKey, object: &Arc<T>) -> bool {
+            held.get(key).is_some_and(|held| held == object)
+        }
+        match object {
+            Object::Namespace(object) => same(&self.namespaces, key, object),
+            Object::Node(object) => same(&self.nodes, key, object),
+            Object::Pod(object) => same(&self.pods, key, object),
+            Object::Service(object) => same(&self.services, key, object),
+            Object::EndpointSlice(object) => same(&self.endpoint_slices, key, object),
+            Object::ServiceAccount(object) => same(&self.service_accounts, key, object),
+            Object::NetworkPolicy(object) => same(&self.network_policies, key, object),
+            Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
+            Object::MeshTls(object) => same(&self.mesh_tls, key, object),
+        }
+    }
+
+    /// The keys of the objects of a kind.
+    pub fn keys(&self, kind: Kind) -> Box<dyn Iterator<Item = &ObjectKey> + '_> {
+        match kind {
+            Kind::Namespace => Box::new(self.namespaces.keys()),
+            Kind::Node => Box::new(self.nodes.keys()),
+            Kind::Pod => Box::new(self.pods.keys()),
+            Kind::Service => Box::new(self.services.keys()),
+            Kind::EndpointSlice => Box::new(self.endpoint_slices.keys()),
+            Kind::ServiceAccount => Box::new(self.service_accounts.keys()),
+            Kind::NetworkPolicy => Box::new(self.network_policies.keys()),
+            Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
+            Kind::MeshTls => Box::new(self.mesh_tls.keys()),
+        }
+    }
+
     /// The valid objects of a YAML text: for tests and for tools that read a single file.
     pub fn from_yaml(text: &str) -> (Self, Vec<crate::Problem>) {
         let parsed = crate::parse_text("", text);
@@ -116,7 +179,7 @@ fn share<T: PartialEq>(new: &mut Objects<T>, older: &Objects<T>) {
 }
 
 /// Namespace and name; the namespace of a cluster-wide object is empty.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Empty for a cluster-wide object.
     pub namespace: String,

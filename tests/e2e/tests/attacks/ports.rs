@@ -99,7 +99,6 @@ pub(crate) fn datagrams_of_garbage_to_the_dns_proxy_harm_nobody(stage: &Stage) -
     };
     let from_outside = send(ATTACKER, &outside.each_ref().map(String::as_str))?;
     let from_within = send(SERVER, &within)?;
-    println!("{from_outside:?} {from_within:?}");
     for report in from_outside.iter().chain(&from_within) {
         // No more than was sent: nobody is made to flood somebody else.
         ensure!(report.received < 2000, "{report:?}");

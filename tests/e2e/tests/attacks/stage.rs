@@ -11,7 +11,7 @@ use rcgen::{
 };
 use seine_e2e::Bed;
 use seine_e2e::bed::peer_program;
-use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace};
+use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
 use seine_e2e::trial::Shared;
 use seine_lab::Options;
 use seine_lab::protocol::Component;
@@ -94,6 +94,7 @@ impl Stage {
                         "httpGet": {"path": "/", "port": 8082}, "periodSeconds": 1,
                     }}))
                     .object(),
+                service("mesh", "server", "server", &[("echo", 8080, 8080)]),
                 attacker,
             ],
         )?;
