@@ -18,7 +18,6 @@ pub mod metrics;
 pub mod model;
 pub mod publish;
 mod run;
-mod source;
 pub mod status;
 pub mod translate;
 pub mod xds;

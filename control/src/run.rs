@@ -4,6 +4,7 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 
 use anyhow::Context as _;
 use seine_identity::TrustDomain;
+use seine_kubernetes::{Scope, Source};
 use seine_telemetry::{Readiness, http as pages};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -16,7 +17,6 @@ use crate::{
     leader::Leadership,
     model::{self, Debounce, Model, PodAuthorizer},
     publish::writer::Sources,
-    source::Source,
     translate::Settings,
     xds::server::{Clients, ServerOptions, XdsServer},
 };
@@ -75,8 +75,12 @@ pub struct Files {
 impl Place {
     async fn source(&self) -> anyhow::Result<Source> {
         match self {
-            Self::Files(files) => Source::directory(files.objects.clone()).await,
-            Self::Cluster(cluster) => Ok(Source::cluster(cluster.client.clone()).await),
+            Self::Files(files) => Source::directory(files.objects.clone())
+                .await
+                .context("opening the objects' directory"),
+            Self::Cluster(cluster) => {
+                Ok(Source::cluster(cluster.client.clone(), Scope::Cluster).await)
+            }
         }
     }
 

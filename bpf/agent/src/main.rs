@@ -17,14 +17,15 @@ use seine_agent::Config;
 use seine_agent::Listeners;
 use seine_agent::NAMESPACES_FILE;
 use seine_agent::check;
+use seine_agent::cluster::uninstall::Agents;
 use seine_agent::cni_chain;
 use seine_agent::cni_chain::ChainSettings;
 use seine_agent::redirect::OlderConnections;
 use seine_agent::redirect::RedirectConfig;
 use seine_agent::service;
 use seine_cni::PluginEntry;
-use seine_objects::DirectoryOptions;
-use seine_objects::DirectorySource;
+use seine_kubernetes::Scope;
+use seine_kubernetes::Source;
 use seine_objects::EnrolmentSettings;
 use seine_telemetry::LogFormat;
 use seine_telemetry::Settings;
@@ -78,9 +79,11 @@ struct Run {
     /// This node's name.
     #[arg(long, env = "SEINE_NODE")]
     node: String,
-    /// The folder of Kubernetes objects.
+    /// A folder of Kubernetes objects, in the place of a cluster.
     #[arg(long, env = "SEINE_DIRECTORY")]
-    directory: PathBuf,
+    directory: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: InCluster,
     #[command(flatten)]
     places: Places,
     #[command(flatten)]
@@ -118,6 +121,38 @@ struct Run {
     /// Take `istio.io/dataplane-mode=ambient` for an opt-in too.
     #[arg(long, env = "SEINE_ISTIO_ALIAS")]
     istio_alias: bool,
+}
+
+#[derive(Args)]
+struct InCluster {
+    /// How to reach the API server; without it (and without --directory) by the pod's own service account.
+    #[arg(long, conflicts_with = "directory")]
+    kubeconfig: Option<PathBuf>,
+    /// Name of the agents' DaemonSet, whose annotation asks for an uninstall.
+    #[arg(long, env = "SEINE_DAEMON_SET", default_value = "seine-agent")]
+    daemon_set: String,
+    /// Take the taint seine.dev/agent-not-ready off the node once the agent is ready.
+    #[arg(long, env = "SEINE_STARTUP_TAINT")]
+    startup_taint: bool,
+    /// Name of the agent's own pod.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
+}
+
+impl InCluster {
+    async fn connect(self, namespace: &str) -> anyhow::Result<service::Cluster> {
+        Ok(service::Cluster {
+            client: seine_kubernetes::client(self.kubeconfig.as_deref()).await?,
+            agents: Agents {
+                namespace: namespace.to_owned(),
+                daemon_set: self.daemon_set,
+            },
+            pod: self
+                .pod_name
+                .context("--pod-name (POD_NAME) says which pod this agent is")?,
+            startup_taint: self.startup_taint,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -294,7 +329,25 @@ fn redirect(places: Places, ztunnel_cgroup: Option<&PathBuf>) -> RedirectConfig 
 async fn run(args: Run) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let source = DirectorySource::open(&args.directory, DirectoryOptions::default())?;
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(stop);
+    let (source, cluster) = match args.directory {
+        Some(directory) => (Source::directory(directory).await?, None),
+        None => {
+            let cluster = args.cluster.connect(&args.chain.own_namespace).await?;
+            let scope = Scope::Node(args.node.clone());
+            let source = tokio::select! {
+                source = Source::cluster(cluster.client.clone(), scope) => source,
+                () = &mut stop => return Ok(()),
+            };
+            (source, Some(cluster))
+        }
+    };
     let config = Config {
         node: args.node,
         pods_cgroup: Some(args.places.pods_cgroup.clone()),
@@ -321,12 +374,6 @@ async fn run(args: Run) -> anyhow::Result<()> {
         },
     };
     let kernel = Arc::new(redirect(args.places, args.ztunnel_cgroup.as_ref()));
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    service::serve(config, kernel, source.subscribe(), None, stop).await?;
+    service::serve(config, kernel, source.objects(), cluster, stop).await?;
     Ok(())
 }

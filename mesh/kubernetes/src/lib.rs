@@ -15,6 +15,7 @@
 mod connect;
 mod gather;
 mod scope;
+mod source;
 mod watch;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tokio::task::JoinSet;
 
 pub use connect::{ConnectError, client};
 pub use scope::Scope;
+pub use source::Source;
 
 /// Reports of the watches that wait to be gathered. A watch that finds no room waits, and so does the
 /// API server's stream.
