@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
@@ -111,10 +112,11 @@ impl SeqPacket {
 
     /// The peer process's user id and process id, as the kernel recorded them at connect.
     pub fn peer(&self) -> io::Result<Peer> {
-        let credentials = rustix::net::sockopt::socket_peercred(&self.0)?;
+        // Not rustix's: to it a process of a PID namespace that we don't see is an error.
+        let credentials = getsockopt(&self.0, sockopt::PeerCredentials)?;
         Ok(Peer {
-            uid: credentials.uid.as_raw(),
-            pid: credentials.pid.as_raw_pid(),
+            uid: credentials.uid(),
+            pid: credentials.pid(),
         })
     }
 }
@@ -124,7 +126,7 @@ impl SeqPacket {
 pub struct Peer {
     /// User id.
     pub uid: u32,
-    /// Process id.
+    /// Process id in this process's PID namespace; 0 if it has none there, as the agent in another pod.
     pub pid: i32,
 }
 
