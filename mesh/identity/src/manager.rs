@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use spiffe::X509Bundle;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use self::task::{Shared, Slot};
@@ -174,17 +174,15 @@ impl CertificateManager {
             Ok(credentials) => return Ok(credentials),
             Err(waiting) => waiting,
         };
+        let deadline = Instant::now() + shared.options.wait;
+        let waited = shared.now().duration_since(since).unwrap_or_default();
+        let grace = Instant::now() + shared.options.refusal_grace.saturating_sub(waited);
         let usable = |slot: &Slot| slot.credentials.is_some();
-        let hopeless = |slot: &Slot| {
-            let waited = shared.now().duration_since(since).unwrap_or_default();
-            slot.refusal.is_some() && waited >= shared.options.refusal_grace
-        };
-        let arrived = timeout(
-            shared.options.wait,
-            slot.wait_for(|slot| usable(slot) || hopeless(slot)),
-        )
-        .await
-        .map(|slot| slot.map(|slot| slot.clone()));
+        let settled = |slot: &Slot| usable(slot) || slot.refusal.is_some();
+        let _ = timeout_at(deadline.min(grace), slot.wait_for(usable)).await;
+        let arrived = timeout_at(deadline, slot.wait_for(settled))
+            .await
+            .map(|slot| slot.map(|slot| slot.clone()));
         let identity = identity.clone();
         match arrived {
             Ok(Ok(Slot {
