@@ -9,6 +9,7 @@
 
 use std::num::NonZero;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -94,14 +95,14 @@ pub async fn run(
     }
     // A proxy that drains already gets its one SIGTERM while it does: Kubernetes sends it to a pod
     // whose successor is ready. Only a further one means haste.
+    let signals = AtomicUsize::new(usize::from(by_signal));
     let haste = async {
-        let mut signals = usize::from(by_signal);
-        while signals < 2 {
+        while signals.load(Ordering::Relaxed) < 2 {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            signals += 1;
+            signals.fetch_add(1, Ordering::Relaxed);
         }
     };
     let deadline = shared.config.drain_deadline;
@@ -116,6 +117,13 @@ pub async fn run(
             cut => warn!(connections = cut, "the deadline passed: connections were reset"),
         },
         () = haste => warn!("told to end once more: ending at once"),
+    }
+    if by_successor && config.stay_when_replaced && signals.load(Ordering::Relaxed) == 0 {
+        info!("replaced: idle until told to end");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
     Ok(())
 }

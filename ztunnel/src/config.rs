@@ -150,6 +150,10 @@ pub struct Config {
     /// How long live connections may go on after SIGTERM. Kubernetes kills after 30 s by default.
     #[arg(long, env = "SEINE_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
     pub drain_deadline: Duration,
+    /// Stay, idle, once another proxy has taken over, until SIGTERM: what keeps processes running, as Kubernetes does
+    /// with those of a pod, would start one that ended anew, and that one would take over in turn.
+    #[arg(long, env = "SEINE_STAY_WHEN_REPLACED")]
+    pub stay_when_replaced: bool,
     /// How long a connection to an endpoint may take. Below the 5 s that many clients allow in all, so that a second
     /// endpoint can be tried.
     #[arg(long, env = "SEINE_CONNECT_TIMEOUT", default_value = "4s", value_parser = duration)]

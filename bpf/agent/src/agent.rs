@@ -26,6 +26,8 @@ use crate::cni_chain::ChainStatus;
 use crate::cni_chain::Installer;
 use crate::cni_server::CniServer;
 use crate::config::Config;
+use crate::config::NodeProxy;
+use crate::door::Cgroups;
 use crate::door::Door;
 use crate::keeper::Command;
 use crate::keeper::Keeper;
@@ -135,6 +137,10 @@ impl Agent {
         readiness.pending(REDIRECTION, "no connection was caught yet");
         readiness.pending(PODS, "the pods of the node are not taken over yet");
         let config = Arc::new(config);
+        let proxies = match &config.proxy {
+            NodeProxy::Cgroup(path) => Cgroups::new(vec![path.clone()]),
+            NodeProxy::AnyProcess | NodeProxy::ServiceAccount { .. } => Cgroups::default(),
+        };
         let (commands, received) = mpsc::channel();
         let (served_out, served) = watch::channel(None);
         let (status_out, status) = watch::channel(Arc::new(Vec::new()));
@@ -149,6 +155,7 @@ impl Agent {
             status: status_out,
             namespaces: NamespacesFile::new(config.run_dir.join(NAMESPACES_FILE)),
             pods: BTreeMap::new(),
+            proxies: proxies.clone(),
             proxy_cgroups: Vec::new(),
             caught: false,
         };
@@ -165,12 +172,12 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         let of_ztunnel = Door {
-            below: config.ztunnel_cgroup.clone(),
+            below: (config.proxy != NodeProxy::AnyProcess).then_some(proxies),
             outside: None,
         };
         let of_cni = match &config.cni_cgroup {
             Some(cgroup) => Door {
-                below: Some(cgroup.clone()),
+                below: Some(Cgroups::new(vec![cgroup.clone()])),
                 outside: None,
             },
             None => Door {

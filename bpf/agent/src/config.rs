@@ -20,6 +20,23 @@ pub enum Listeners {
     Ztunnel,
 }
 
+/// How a node proxy is told from other processes. The kernel lets its connections pass; those of one
+/// that isn't known come back to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeProxy {
+    /// It is any process of root, outside of the pods' cgroup.
+    AnyProcess,
+    /// It is below this cgroup.
+    Cgroup(PathBuf),
+    /// It is in a pod of this service account on this node.
+    ServiceAccount {
+        /// The account's namespace.
+        namespace: String,
+        /// The account's name.
+        name: String,
+    },
+}
+
 /// Settings of a running agent.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -27,8 +44,8 @@ pub struct Config {
     pub node: String,
     /// The cgroup that holds the node's pods.
     pub pods_cgroup: Option<PathBuf>,
-    /// The cgroup that the node proxy's processes are below.
-    pub ztunnel_cgroup: Option<PathBuf>,
+    /// Who is a node proxy.
+    pub proxy: NodeProxy,
     /// The cgroup that the CNI plugin's processes are below; else they are just no pod's.
     pub cni_cgroup: Option<PathBuf>,
     /// Folder of the sockets and of `namespaces.json`.

@@ -31,6 +31,23 @@ pub(crate) fn running(pods_cgroup: &Path, wanted: &[String]) -> HashMap<String, 
     found
 }
 
+/// The cgroup of each of these pods that has one.
+pub(crate) fn cgroups(pods_cgroup: &Path, uids: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    if uids.is_empty() {
+        return found;
+    }
+    door::any_below(pods_cgroup, &mut |folder| {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| uids.iter().any(|uid| is_cgroup_of(name, uid))) {
+            found.push(folder.to_owned());
+        }
+        found.len() == uids.len()
+    });
+    found.sort();
+    found
+}
+
 /// `pod<uid>` with the cgroupfs driver, `kubepods-<class>-pod<uid with underscores>.slice` with
 /// systemd's.
 fn is_cgroup_of(folder: &str, uid: &str) -> bool {
@@ -68,6 +85,10 @@ mod tests {
         assert_eq!(
             found,
             [("u-1".to_owned(), PathBuf::from("/proc/4321/ns/net"))].into()
+        );
+        assert_eq!(
+            cgroups(folder.path(), &["u-2", "u-1"]),
+            [folder.path().join("burstable/podu-1")]
         );
     }
 }

@@ -10,12 +10,14 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
 use nix::unistd::geteuid;
+use parking_lot::RwLock;
 
 use crate::seqpacket::Connection;
 use crate::seqpacket::Credentials;
@@ -23,10 +25,31 @@ use crate::seqpacket::Credentials;
 /// What a peer must be.
 #[derive(Clone, Debug, Default)]
 pub struct Door {
-    /// The peer is a process of this cgroup or one below it.
-    pub below: Option<PathBuf>,
+    /// The peer is a process of one of these cgroups or one below.
+    pub below: Option<Cgroups>,
     /// The peer is no process of this cgroup, nor of one below it.
     pub outside: Option<PathBuf>,
+}
+
+/// Cgroups that may change while doors are judged by them; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Cgroups(Arc<RwLock<Vec<PathBuf>>>);
+
+impl Cgroups {
+    /// These.
+    pub fn new(cgroups: Vec<PathBuf>) -> Self {
+        Self(Arc::new(RwLock::new(cgroups)))
+    }
+
+    /// Others from now on.
+    pub fn set(&self, cgroups: Vec<PathBuf>) {
+        *self.0.write() = cgroups;
+    }
+
+    /// Those of now.
+    pub fn list(&self) -> Vec<PathBuf> {
+        self.0.read().clone()
+    }
 }
 
 /// Why a peer is turned away.
@@ -47,13 +70,16 @@ pub enum Refused {
     #[error("the peer's process is not visible: the agent needs the host's PID namespace")]
     Invisible,
     /// Not where the socket's users are.
-    #[error("process {pid} is not below cgroup {}", cgroup.display())]
+    #[error("process {pid} is not below cgroup {cgroups}")]
     NotBelow {
         /// The peer's process.
         pid: i32,
         /// Where it should be.
-        cgroup: PathBuf,
+        cgroups: String,
     },
+    /// Nobody may use the socket yet.
+    #[error("process {0} can't be told from others: no node proxy's pod is known on this node")]
+    NobodyKnown(i32),
     /// Where the socket's users never are.
     #[error("process {pid} is below cgroup {}, which holds pods", cgroup.display())]
     Below {
@@ -84,13 +110,18 @@ impl Door {
         if pid <= 0 {
             return Err(Refused::Invisible);
         }
-        if let Some(cgroup) = &self.below
-            && !holds(cgroup, pid)
-        {
-            return Err(Refused::NotBelow {
-                pid,
-                cgroup: cgroup.clone(),
-            });
+        if let Some(cgroups) = &self.below {
+            let cgroups = cgroups.list();
+            if cgroups.is_empty() {
+                return Err(Refused::NobodyKnown(pid));
+            }
+            if !cgroups.iter().any(|cgroup| holds(cgroup, pid)) {
+                let paths: Vec<_> = cgroups.iter().map(|path| path.to_string_lossy()).collect();
+                return Err(Refused::NotBelow {
+                    pid,
+                    cgroups: paths.join(" or "),
+                });
+            }
         }
         if let Some(cgroup) = &self.outside
             && holds(cgroup, pid)
@@ -179,16 +210,20 @@ mod tests {
         cgroup(folder.path(), "parent/child", &[1, own]);
         let other = cgroup(folder.path(), "other", &[1]);
 
-        let below = |cgroup: &PathBuf| Door {
-            below: Some(cgroup.clone()),
+        let among = |cgroups: &[&PathBuf]| Door {
+            below: Some(Cgroups::new(cgroups.iter().copied().cloned().collect())),
             outside: None,
         };
+        let below = |cgroup: &PathBuf| among(&[cgroup]);
         let outside = |cgroup: &PathBuf| Door {
             below: None,
             outside: Some(cgroup.clone()),
         };
         assert!(Door::default().admit(&server).is_ok());
         assert!(below(&parent).admit(&server).is_ok());
+        assert!(among(&[&other, &parent]).admit(&server).is_ok());
+        let refused = among(&[]).admit(&server).unwrap_err();
+        assert!(matches!(refused, Refused::NobodyKnown(_)), "{refused}");
         assert!(outside(&other).admit(&server).is_ok());
         let refused = below(&other).admit(&server).unwrap_err();
         assert!(

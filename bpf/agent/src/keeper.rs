@@ -15,6 +15,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Instant;
 
+use seine_bpf_common::PROXY_SLOTS;
 use seine_cni::api::Attachment;
 use seine_cni::api::Response;
 use seine_objects::ObjectSet;
@@ -24,7 +25,9 @@ use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::config::NodeProxy;
 use crate::discover;
+use crate::door::Cgroups;
 use crate::metrics::Metrics;
 use crate::namespaces::NamespacesFile;
 use crate::netns::Netns;
@@ -88,6 +91,8 @@ pub(crate) struct Keeper {
     pub(crate) status: watch::Sender<Arc<Vec<PodStatus>>>,
     pub(crate) namespaces: NamespacesFile,
     pub(crate) pods: BTreeMap<String, Pod>,
+    /// Of the node proxies, as the kernel and the doors know them.
+    pub(crate) proxies: Cgroups,
     pub(crate) proxy_cgroups: Vec<(PathBuf, u64)>,
     pub(crate) caught: bool,
 }
@@ -157,6 +162,7 @@ impl Keeper {
         Tools {
             redirector: self.redirector.as_ref(),
             config: &self.config,
+            proxies: &self.proxies,
             registry: &self.registry,
             metrics: &self.metrics,
         }
@@ -380,18 +386,42 @@ impl Keeper {
     fn follow_proxy_cgroup(&mut self) {
         use std::os::unix::fs::MetadataExt;
         let found: Vec<_> = self
-            .config
-            .ztunnel_cgroup
-            .iter()
+            .find_proxy_cgroups()
+            .into_iter()
             .filter_map(|path| Some((path.clone(), std::fs::metadata(path).ok()?.ino())))
+            .take(PROXY_SLOTS)
             .collect();
         if found.is_empty() || found == self.proxy_cgroups {
             return;
         }
         let paths: Vec<_> = found.iter().map(|(path, _)| path.clone()).collect();
         match self.redirector.set_proxy_cgroups(&paths) {
-            Ok(()) => self.proxy_cgroups = found,
+            Ok(()) => {
+                self.proxies.set(paths);
+                self.proxy_cgroups = found;
+            }
             Err(error) => tracing::error!(%error, "the node proxy's cgroup"),
+        }
+    }
+
+    fn find_proxy_cgroups(&self) -> Vec<PathBuf> {
+        match (&self.config.proxy, &self.config.pods_cgroup) {
+            (NodeProxy::Cgroup(path), _) => vec![path.clone()],
+            (NodeProxy::ServiceAccount { namespace, name }, Some(pods_cgroup)) => {
+                let objects = self.objects.borrow();
+                let uids: Vec<_> = objects
+                    .pods
+                    .values()
+                    .filter(|pod| pod.metadata.namespace.as_ref() == Some(namespace))
+                    .filter(|pod| {
+                        let account = pod.spec.as_ref().map(|s| s.service_account_name.as_ref());
+                        account.flatten() == Some(name)
+                    })
+                    .filter_map(|pod| pod.metadata.uid.as_deref())
+                    .collect();
+                discover::cgroups(pods_cgroup, &uids)
+            }
+            (NodeProxy::AnyProcess | NodeProxy::ServiceAccount { .. }, _) => Vec::new(),
         }
     }
 

@@ -39,6 +39,7 @@ pub mod seqpacket;
 pub mod served;
 pub mod service;
 pub mod sockets;
+mod sysctl;
 mod uninstall;
 pub mod zds;
 
@@ -46,7 +47,7 @@ pub use agent::{
     Agent, CNI_SOCKET, LISTENERS_SOCKET, NAMESPACES_FILE, StartError, StateLock, ZTUNNEL_SOCKET,
     is_running,
 };
-pub use config::{Config, Listeners};
+pub use config::{Config, Listeners, NodeProxy};
 pub use netns::{Netns, NetnsError};
 pub use redirector::Redirector;
 pub use uninstall::{UninstallError, uninstall};

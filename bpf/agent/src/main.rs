@@ -16,6 +16,7 @@ use seine_agent::CNI_SOCKET;
 use seine_agent::Config;
 use seine_agent::Listeners;
 use seine_agent::NAMESPACES_FILE;
+use seine_agent::NodeProxy;
 use seine_agent::check;
 use seine_agent::cluster::uninstall::Agents;
 use seine_agent::cni_chain;
@@ -88,9 +89,12 @@ struct Run {
     places: Places,
     #[command(flatten)]
     chain: Chain,
-    /// The cgroup that the node proxy's processes are below.
+    /// The cgroup that the node proxy's processes are below. In a cluster those of its pods are found.
     #[arg(long, env = "SEINE_ZTUNNEL_CGROUP")]
     ztunnel_cgroup: Option<PathBuf>,
+    /// In a cluster, the service account of the node proxy's pods, in the agent's own namespace.
+    #[arg(long, env = "SEINE_ZTUNNEL_ACCOUNT", default_value = "seine-ztunnel")]
+    ztunnel_account: String,
     /// The cgroup that the CNI plugin's processes are below; without it any but the pods'.
     #[arg(long, env = "SEINE_CNI_CGROUP")]
     cni_cgroup: Option<PathBuf>,
@@ -351,7 +355,14 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let config = Config {
         node: args.node,
         pods_cgroup: Some(args.places.pods_cgroup.clone()),
-        ztunnel_cgroup: args.ztunnel_cgroup.clone(),
+        proxy: match (&args.ztunnel_cgroup, &cluster) {
+            (Some(path), _) => NodeProxy::Cgroup(path.clone()),
+            (None, Some(_)) => NodeProxy::ServiceAccount {
+                namespace: args.chain.own_namespace.clone(),
+                name: args.ztunnel_account,
+            },
+            (None, None) => NodeProxy::AnyProcess,
+        },
         cni_cgroup: args.cni_cgroup,
         chain: args.chain.settings(&args.run_dir),
         run_dir: args.run_dir,

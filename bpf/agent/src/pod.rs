@@ -17,6 +17,7 @@ use seine_proto::listeners::Kind;
 
 use crate::config::Config;
 use crate::config::Listeners;
+use crate::door::Cgroups;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::netns::NetnsError;
@@ -47,6 +48,7 @@ const RELEASE_GRACE: Duration = Duration::from_secs(60);
 pub(crate) struct Tools<'a> {
     pub(crate) redirector: &'a dyn Redirector,
     pub(crate) config: &'a Config,
+    pub(crate) proxies: &'a Cgroups,
     pub(crate) registry: &'a Registry,
     pub(crate) metrics: &'a Metrics,
 }
@@ -172,9 +174,9 @@ impl Pod {
         let ipv6 = sockets::has_ipv6(&self.netns)?;
         routing::install(&self.netns, ipv6)?;
         if self.listeners.is_none() {
-            let ztunnel_cgroup = tools.config.ztunnel_cgroup.as_deref();
+            let proxies = tools.proxies.list();
             self.listeners = Some(Arc::new(match tools.config.listeners {
-                Listeners::Agent => sockets::obtain(&self.netns, ipv6, ztunnel_cgroup)?,
+                Listeners::Agent => sockets::obtain(&self.netns, ipv6, &proxies)?,
                 Listeners::Ztunnel => Vec::new(),
             }));
         }

@@ -29,6 +29,7 @@ use rtnetlink::packet_route::rule::RulePortRange;
 
 use crate::netns::Netns;
 use crate::netns::NetnsError;
+use crate::sysctl;
 
 /// Mark of ztunnel's sockets towards the application.
 const MARK: u32 = 0x539;
@@ -46,10 +47,10 @@ const TUNNEL_PORT: RulePortRange = RulePortRange {
 /// The loopback interface is the first of every namespace.
 const LOOPBACK: u32 = 1;
 const SYSCTLS_V4: [&str; 2] = [
-    "/proc/sys/net/ipv4/tcp_fwmark_accept",
-    "/proc/sys/net/ipv4/fwmark_reflect",
+    "sys/net/ipv4/tcp_fwmark_accept",
+    "sys/net/ipv4/fwmark_reflect",
 ];
-const SYSCTL_V6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
+const SYSCTL_V6: &str = "sys/net/ipv6/fwmark_reflect";
 
 /// What went wrong in the pod's namespace.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +58,8 @@ pub enum RoutingError {
     /// The namespace can't be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// The sysctl can't be written: is `/proc/sys` read-only in the agent's container?
-    #[error("set {path} in the pod: {source}")]
+    /// The sysctl can't be written: does the agent have `CAP_SYS_ADMIN`?
+    #[error("set /proc/{path} in the pod: {source}")]
     Sysctl {
         /// Which one.
         path: &'static str,
@@ -86,7 +87,7 @@ pub enum RoutingError {
 pub fn install(netns: &Netns, ipv6: bool) -> Result<(), RoutingError> {
     in_pod(netns, move |handle| async move {
         for path in SYSCTLS_V4.into_iter().chain(ipv6.then_some(SYSCTL_V6)) {
-            std::fs::write(path, "1").map_err(|source| RoutingError::Sysctl { path, source })?;
+            sysctl::enable(path).map_err(|source| RoutingError::Sysctl { path, source })?;
         }
         add(
             &handle,

@@ -19,7 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 
 use seine_proto::listeners::Family;
 use seine_proto::listeners::Kind;
@@ -138,16 +138,12 @@ pub fn has_ipv6(netns: &Netns) -> Result<bool, NetnsError> {
     })
 }
 
-/// Makes a pod's sockets, or takes over those that processes of `ztunnel_cgroup` hold.
+/// Makes a pod's sockets, or takes over those that processes of the `proxies`' cgroups hold.
 ///
 /// # Errors
 ///
 /// Not one of them is kept then; what ztunnel holds stays as it is.
-pub fn obtain(
-    netns: &Netns,
-    ipv6: bool,
-    ztunnel_cgroup: Option<&Path>,
-) -> Result<Vec<Held>, SocketError> {
+pub fn obtain(netns: &Netns, ipv6: bool, proxies: &[PathBuf]) -> Result<Vec<Held>, SocketError> {
     netns.within(|| {
         let mut held = Vec::new();
         let mut taken = Vec::new();
@@ -172,7 +168,7 @@ pub fn obtain(
         if taken.is_empty() {
             return Ok(held);
         }
-        let holders = ztunnel_cgroup.map(socket_holders).unwrap_or_default();
+        let holders = socket_holders(proxies);
         for wanted in taken {
             let fd = listening_inodes(wanted)
                 .into_iter()
@@ -271,9 +267,9 @@ fn in_proc_notation(address: SocketAddr) -> String {
 }
 
 /// Who holds which socket, by inode, among the processes of a cgroup.
-fn socket_holders(cgroup: &Path) -> HashMap<u64, (i32, i32)> {
+fn socket_holders(cgroups: &[PathBuf]) -> HashMap<u64, (i32, i32)> {
     let mut holders = HashMap::new();
-    for pid in door::processes(cgroup) {
+    for pid in cgroups.iter().flat_map(|cgroup| door::processes(cgroup)) {
         let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
             continue;
         };

@@ -85,22 +85,23 @@ pub(crate) async fn serve(
             }
         };
         while proxies.try_join_next().is_some() {}
-        let pid = match door.admit(&connection) {
-            Ok(credentials) => credentials.pid,
-            Err(reason) => {
-                Metrics::count(&metrics.refused_peers, "ztunnel");
-                tracing::warn!(%reason, "refused to tell a process of the node's pods");
-                continue;
-            }
-        };
-        let (served, metrics) = (served.clone(), metrics.clone());
+        let (door, served, metrics) = (door.clone(), served.clone(), metrics.clone());
         let (reply, known) = oneshot::channel();
         // A keeper that is gone ends this task too.
         let _ = commands.send(Command::ProxyArrived { reply });
         proxies.spawn(async move {
-            tracing::info!(pid, "a node proxy connected");
-            // Until the kernel knows its cgroup, its own connections would be caught.
+            // Until the kernel knows its cgroup, its own connections would be caught; nor does the
+            // door know it.
             let _ = known.await;
+            let pid = match door.admit(&connection) {
+                Ok(credentials) => credentials.pid,
+                Err(reason) => {
+                    Metrics::count(&metrics.refused_peers, "ztunnel");
+                    tracing::warn!(%reason, "refused to tell a process of the node's pods");
+                    return;
+                }
+            };
+            tracing::info!(pid, "a node proxy connected");
             metrics.proxies.inc();
             let ended = Proxy {
                 connection,

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::Listeners;
+use crate::NodeProxy;
 use crate::cluster::fake::FakeApi;
 use crate::cluster::uninstall::UNINSTALL;
 use crate::cni_chain::ChainSettings;
@@ -147,7 +148,7 @@ impl Node {
         let config = Config {
             node: "n1".into(),
             pods_cgroup: None,
-            ztunnel_cgroup: None,
+            proxy: NodeProxy::AnyProcess,
             cni_cgroup: None,
             run_dir: path("run"),
             state_dir: path("state"),

@@ -20,6 +20,7 @@ use prost::Message;
 use seine_agent::Agent;
 use seine_agent::Config;
 use seine_agent::Netns;
+use seine_agent::NodeProxy;
 use seine_agent::Redirector;
 use seine_agent::StateLock;
 use seine_agent::redirect::Counters;
@@ -224,7 +225,7 @@ impl Node {
         let config = Config {
             node: "node1".into(),
             pods_cgroup: Some(self.cgroup.join("pods")),
-            ztunnel_cgroup: Some(self.cgroup.join("ztunnel")),
+            proxy: NodeProxy::Cgroup(self.cgroup.join("ztunnel")),
             cni_cgroup: None,
             run_dir: self.path("run"),
             state_dir: self.path("state"),
