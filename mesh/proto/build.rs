@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/ca.proto",
         "proto/discovery.proto",
         "proto/listeners.proto",
+        "proto/handover.proto",
         "proto/extensions.proto",
     ];
     println!("cargo::rerun-if-changed=proto");

@@ -1,7 +1,7 @@
 //! Start-up and shutdown.
 //!
-//! Start: the last configuration from disk, keys from the proxy that runs already, then the control plane, the pods, the
-//! pages. When ready, the old proxy is told to let go, and this one waits for its own successor.
+//! Start: the last configuration from disk, the control plane, the pages; keys from the proxy that runs already, then the
+//! pods. When ready, the old proxy is told to let go, and this one waits for its own successor.
 //!
 //! Shutdown, by SIGTERM, by the admin page, or by a successor: nothing new is accepted (listeners stay open at the
 //! agent), tunnels say GOAWAY, live connections go on until they end or the deadline passes, then they are reset. A
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::Admin;
+use crate::agent::AgentSocket;
 use crate::config::Config;
 use crate::drain::Lifetime;
 use crate::handover::{self, Predecessor};
@@ -56,7 +57,6 @@ pub async fn run(
     {
         shared.set_configured();
     }
-    let predecessor = begin_handover(&shared).await;
     configuration::start(&shared)?;
     if let Some(folder) = &config.state_dir {
         tokio::spawn(state::keep(shared.clone(), folder.clone()));
@@ -67,7 +67,15 @@ pub async fn run(
     telemetry::push_metrics(&shared.telemetry, config)?;
 
     let pods = Pods::new(shared.clone(), listener_source(config));
-    serve_pods(&shared, &pods).await?;
+    let agent = if config.dedicated {
+        serve_own_pod(&shared, &pods).await?;
+        None
+    } else {
+        let path = config.zds_socket.as_ref().context(
+            "--zds-socket names the agent's socket; without an agent, --dedicated serves this namespace",
+        )?;
+        Some(config.agent(path))
+    };
     tokio::spawn(pods.clone().watch_certificates());
     let drain = CancellationToken::new();
     let admin = Admin {
@@ -79,7 +87,12 @@ pub async fn run(
     let pages = CancellationToken::new();
     admin.start(&pages);
     let replaced = CancellationToken::new();
-    let succession = tokio::spawn(succeed(shared.clone(), predecessor, replaced.clone()));
+    let succession = tokio::spawn(succeed(
+        shared.clone(),
+        agent,
+        pods.clone(),
+        replaced.clone(),
+    ));
 
     let (by_successor, by_signal) = tokio::select! {
         _ = terminate.recv() => { info!("SIGTERM"); (false, true) }
@@ -230,57 +243,50 @@ pub(crate) fn host_of(address: &str) -> Option<String> {
 
 fn listener_source(config: &Config) -> ListenerSource {
     match &config.listeners_socket {
-        Some(path) if !config.dedicated => ListenerSource::Agent(path.clone()),
+        Some(path) if !config.dedicated => ListenerSource::Agent(config.agent(path)),
         _ => ListenerSource::Own(Ports::default()),
     }
 }
 
-async fn begin_handover(shared: &Shared) -> Option<Predecessor> {
-    let path = shared.config.handover_socket.as_ref()?;
-    match handover::begin(path, &shared.certificates).await {
-        Ok(predecessor) => predecessor,
-        Err(error) => {
-            error!(%error, "no keys from the running proxy: certificates have to come from the CA");
-            None
-        }
-    }
-}
-
-async fn serve_pods(shared: &Arc<Shared>, pods: &Arc<Pods>) -> anyhow::Result<()> {
+async fn serve_own_pod(shared: &Shared, pods: &Arc<Pods>) -> anyhow::Result<()> {
     let config = &shared.config;
-    if let (true, Some(name), Some(namespace)) =
-        (config.dedicated, &config.pod_name, &config.pod_namespace)
-    {
-        let pod = PodInfo {
-            uid: format!("{namespace}/{name}"),
-            name: name.clone(),
-            namespace: namespace.clone(),
-            service_account: config.service_account.clone(),
-        };
-        let listeners = ListenerSource::Own(shared.ports)
-            .obtain(&pod.uid, &Netns::home())
-            .await?;
-        pods.serve(pod, Netns::home(), listeners)
-            .map_err(anyhow::Error::msg)?;
-        pods.all_named();
-        return Ok(());
-    }
-    let Some(path) = config.zds_socket.clone() else {
-        bail!(
-            "--zds-socket names the agent's socket; without an agent, --dedicated serves this namespace"
-        );
+    let (Some(name), Some(namespace)) = (&config.pod_name, &config.pod_namespace) else {
+        bail!("--dedicated needs --pod-name and --pod-namespace: whose namespace this is");
     };
-    let (sink, stop) = (AgentSink(pods.clone()), shared.life.stop().clone());
-    tokio::spawn(async move { zds::follow(&path, &sink, stop).await });
+    let pod = PodInfo {
+        uid: format!("{namespace}/{name}"),
+        name: name.clone(),
+        namespace: namespace.clone(),
+        service_account: config.service_account.clone(),
+    };
+    let listeners = ListenerSource::Own(shared.ports)
+        .obtain(&pod.uid, &Netns::home())
+        .await?;
+    pods.serve(pod, Netns::home(), listeners)
+        .map_err(anyhow::Error::msg)?;
+    pods.all_named();
     Ok(())
 }
 
-/// Tells the old proxy to let go once this one is ready, and then waits for the one that replaces this one.
+/// Follows the agent with the keys of the proxy that runs already; tells that one to let go once this one is ready, and
+/// then waits for the one that replaces this one.
 async fn succeed(
     shared: Arc<Shared>,
-    predecessor: Option<Predecessor>,
+    agent: Option<AgentSocket>,
+    pods: Arc<Pods>,
     replaced: CancellationToken,
 ) {
+    let config = &shared.config;
+    let meeting = config.handover_socket.as_deref().map(|at| config.agent(at));
+    // The keys come first: for a pod without one the CA would be asked.
+    let predecessor = match &meeting {
+        Some(meeting) => begin_handover(meeting, &shared).await,
+        None => None,
+    };
+    if let Some(agent) = agent {
+        let (sink, stop) = (AgentSink(pods), shared.life.stop().clone());
+        tokio::spawn(async move { zds::follow(&agent, &sink, stop).await });
+    }
     while !shared.readiness.is_ready() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -291,12 +297,18 @@ async fn succeed(
             Err(error) => warn!(%error, "the old proxy may be accepting connections still"),
         }
     }
-    let config = &shared.config;
-    let Some(path) = config.handover_socket.clone() else {
-        return;
-    };
-    let cgroup = config.handover_cgroup.clone();
-    if let Err(error) = handover::serve(path, cgroup, shared.certificates.clone(), replaced).await {
-        warn!(%error, "no other proxy can take over in order");
+    if let Some(meeting) = &meeting {
+        handover::serve(meeting, &shared.certificates).await;
+        replaced.cancel();
+    }
+}
+
+async fn begin_handover(meeting: &AgentSocket, shared: &Shared) -> Option<Predecessor> {
+    match handover::begin(meeting, &shared.certificates).await {
+        Ok(predecessor) => predecessor,
+        Err(error) => {
+            error!(%error, "no keys from the running proxy: certificates have to come from the CA");
+            None
+        }
     }
 }

@@ -3,11 +3,12 @@
 //! Parsed once by `main`, then shared unchanged by every task. A default states why it is what it is.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::agent::AgentSocket;
 use crate::federation::FederatedBundle;
 
 /// How one line about a closed connection is written.
@@ -89,12 +90,14 @@ pub struct Config {
     /// as it must under another mesh's agent.
     #[arg(long, env = "SEINE_LISTENERS_SOCKET")]
     pub listeners_socket: Option<PathBuf>,
-    /// Where a running proxy waits for the one that replaces it.
-    #[arg(long, env = "SEINE_HANDOVER_SOCKET")]
+    /// The agent's socket at which a proxy that starts meets the one that runs, to take over its keys. Without it a new
+    /// proxy asks the CA for its certificates.
+    #[arg(long, env = "SEINE_HANDOVER_SOCKET", conflicts_with = "dedicated")]
     pub handover_socket: Option<PathBuf>,
-    /// cgroup (as in /proc/PID/cgroup) below which a process must be that asks for a hand-over.
-    #[arg(long, env = "SEINE_HANDOVER_CGROUP")]
-    pub handover_cgroup: Option<String>,
+    /// cgroup (as in /proc/PID/cgroup) below which the agent is. Nobody else is taken for the agent. It needs a PID
+    /// namespace in which the agent is visible: in a pod of its own the proxy sees only that the agent is root.
+    #[arg(long, env = "SEINE_AGENT_CGROUP")]
+    pub agent_cgroup: Option<String>,
     /// Where the last good configuration is kept.
     #[arg(long, env = "SEINE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
@@ -182,6 +185,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// A socket of the agent's.
+    pub fn agent(&self, path: &Path) -> AgentSocket {
+        AgentSocket::new(path, self.agent_cgroup.as_deref())
+    }
+
     /// The settings with every flag left out, for tests and embedding.
     pub fn defaults() -> Self {
         Self::parse_from(["seine-ztunnel"])

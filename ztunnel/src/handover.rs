@@ -1,9 +1,10 @@
 //! From a running proxy to the one that replaces it: keys in memory, and when to let go.
 //!
-//! The running proxy listens on a `SEQPACKET` socket of its own. The new one says `HELLO` and is sent all keys (they
-//! never touch a disk); then it gets its pods and listeners from the agent, and once it accepts connections itself it
-//! says `TAKE_OVER`: the old one stops accepting and drains. Until then nothing has changed for the old one, so that
-//! a new one that fails costs nothing. The peer must be root or this user and, where a cgroup is set, below it.
+//! The two meet at the agent, which alone can see who each of them is, and which gives them the ends of a socket of
+//! their own (`seine.handover.v1`). On it the new one says `HELLO` and is sent all keys (they never touch a disk);
+//! then it gets its pods and listeners from the agent, and once it accepts connections itself it says `TAKE_OVER`: the
+//! old one stops accepting and drains. Until then nothing has changed for the old one, so that a new one that fails
+//! costs nothing, and of several the first that says so takes over.
 //!
 //! ```text
 //! new: "seine-handover 1"   old: "keys <length>", then the export in packets of 64 KiB
@@ -11,15 +12,20 @@
 //! ```
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use prost::Message;
 use seine_identity::{CertificateManager, KeyExport};
+use seine_proto::handover::{Hello, Introduction, Peer, Role};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use crate::seqpacket::{SeqPacket, SeqPacketListener};
+use crate::agent::{AgentError, AgentSocket};
+use crate::seqpacket::SeqPacket;
 
 const HELLO: &[u8] = b"seine-handover 1";
 const TAKE_OVER: &[u8] = b"take over";
@@ -29,21 +35,27 @@ const PART: usize = 64 * 1024;
 /// More keys than a node can have pods.
 const MAX_EXPORT: usize = 64 * 1024 * 1024;
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than the agent lets one that starts wait for one that runs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_MESSAGE: usize = 1024;
+/// A new agent lets one that starts wait for a second, so that this proxy can be back before.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Why a hand-over did not happen. The new proxy asks the CA for its certificates instead.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// The socket failed.
-    #[error("the hand-over socket {path} failed: {source}")]
-    Socket {
-        /// Path of the socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The other proxy said something else than the protocol wants.
-    #[error("the running proxy does not hand over: {0}")]
+    /// The agent could not be spoken to.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The agent turned this proxy away, and its log says why.
+    #[error("the agent closed its hand-over socket without an answer: its log says why")]
+    TurnedAway,
+    /// The agent's answer is no message of the protocol.
+    #[error("the agent's answer about a hand-over is broken: {0}")]
     Protocol(String),
+    /// The other proxy went away, or said something else than the protocol wants.
+    #[error("the running proxy does not hand over: {0}")]
+    Predecessor(#[from] io::Error),
     /// The keys that came can't be used.
     #[error("the keys that were handed over can't be used: {0}")]
     Keys(#[from] seine_identity::HandoverError),
@@ -53,40 +65,85 @@ pub enum HandoverError {
 #[derive(Debug)]
 pub struct Predecessor(SeqPacket);
 
-/// Asks the running proxy, if there is one, for its keys.
+/// Takes the keys of the running proxy, if there is one. Waits for the agent: without it this proxy has no pods either.
 pub async fn begin(
-    path: &Path,
+    agent: &AgentSocket,
     certificates: &CertificateManager,
 ) -> Result<Option<Predecessor>, HandoverError> {
-    let failed = |source| HandoverError::Socket {
-        path: path.to_owned(),
-        source,
-    };
-    let socket = match SeqPacket::connect(path) {
-        Ok(socket) => socket,
-        // Nobody is there, or the one who was has died.
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            return Ok(None);
+    let mut complaint = Complaint::default();
+    let met = loop {
+        match meet(agent).await {
+            Ok(met) => break met,
+            Err(error) => complaint.about(&error),
         }
-        Err(error) => return Err(failed(error)),
+        tokio::time::sleep(RETRY).await;
     };
-    // Keys are taken from a trusted process only, as they are given to one.
-    let peer = socket.peer().map_err(failed)?;
-    peer.is_trusted(None).map_err(HandoverError::Protocol)?;
-    socket.send_bytes(HELLO).await.map_err(failed)?;
-    let bytes = timed(receive_keys(&socket)).await.map_err(failed)?;
+    let Some(socket) = met else {
+        return Ok(None);
+    };
+    socket.send_bytes(HELLO).await?;
+    let bytes = timed(receive_keys(&socket)).await?;
     let count = certificates.import(KeyExport::from_bytes(&bytes)?);
-    info!(
-        keys = count,
-        pid = peer.pid,
-        "the running proxy handed over its keys"
-    );
+    info!(keys = count, "the running proxy handed over its keys");
     Ok(Some(Predecessor(socket)))
+}
+
+async fn meet(agent: &AgentSocket) -> Result<Option<SeqPacket>, HandoverError> {
+    let socket = come(agent, Role::Successor).await?;
+    let answer = introduced(agent, &socket);
+    tokio::time::timeout(ANSWER_TIMEOUT, answer)
+        .await
+        .map_err(|_| agent.failed(io::ErrorKind::TimedOut.into()))?
+}
+
+async fn come(agent: &AgentSocket, role: Role) -> Result<SeqPacket, HandoverError> {
+    let socket = agent.connect()?;
+    let hello = Hello { role: role.into() };
+    socket
+        .send_bytes(&hello.encode_to_vec())
+        .await
+        .map_err(|source| agent.failed(source))?;
+    Ok(socket)
+}
+
+/// The socket to the other proxy, if there is one.
+async fn introduced(
+    agent: &AgentSocket,
+    socket: &SeqPacket,
+) -> Result<Option<SeqPacket>, HandoverError> {
+    let mut buffer = [0; MAX_MESSAGE];
+    let (length, descriptors) = socket
+        .recv(&mut buffer)
+        .await
+        .map_err(|source| agent.failed(source))?
+        .ok_or(HandoverError::TurnedAway)?;
+    let introduction = Introduction::decode(&buffer[..length])
+        .map_err(|error| HandoverError::Protocol(error.to_string()))?;
+    match (introduction.peer(), descriptors.into_iter().next()) {
+        (Peer::Nobody, None) => Ok(None),
+        (Peer::Connected, Some(end)) => SeqPacket::from_descriptor(end)
+            .map(Some)
+            .map_err(|error| HandoverError::Protocol(error.to_string())),
+        (peer, end) => Err(HandoverError::Protocol(format!(
+            "{} with{} a socket",
+            peer.as_str_name(),
+            if end.is_some() { "" } else { "out" },
+        ))),
+    }
+}
+
+/// Says the same thing once, however often it is tried again.
+#[derive(Default)]
+struct Complaint(String);
+
+impl Complaint {
+    fn about(&mut self, error: &HandoverError) {
+        let text = error.to_string();
+        if text != self.0 {
+            warn!(error = %text, "no hand-over for now");
+            self.0 = text;
+        }
+    }
 }
 
 async fn receive_keys(socket: &SeqPacket) -> io::Result<Zeroizing<Vec<u8>>> {
@@ -136,52 +193,69 @@ impl Predecessor {
     }
 }
 
-/// Waits for the proxy that replaces this one; cancels `replaced` when it has taken over.
-pub async fn serve(
-    path: PathBuf,
-    cgroup: Option<String>,
-    certificates: CertificateManager,
-    replaced: CancellationToken,
-) -> Result<(), HandoverError> {
-    let listener = SeqPacketListener::replace(&path).map_err(|source| HandoverError::Socket {
-        path: path.clone(),
-        source,
-    })?;
-    loop {
-        let socket = match listener.accept().await {
-            Ok(socket) => socket,
-            Err(error) => {
-                warn!(%error, "accept on the hand-over socket failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let trusted = socket
-            .peer()
-            .map_err(|error| error.to_string())
-            .and_then(|peer| {
-                peer.is_trusted(cgroup.as_deref())?;
-                Ok(peer)
-            });
-        let peer = match trusted {
-            Ok(peer) => peer,
-            Err(reason) => {
-                warn!(%reason, "a process that may not take over was refused");
-                continue;
-            }
-        };
-        match hand_over(&socket, &certificates).await {
-            Ok(()) => {
-                info!(pid = peer.pid, "another proxy has taken over");
-                replaced.cancel();
-                return Ok(());
-            }
-            Err(error) => warn!(pid = peer.pid, %error, "a hand-over was begun and not finished"),
-        }
+/// Waits for the proxy that replaces this one; returns when it has taken over.
+pub async fn serve(agent: &AgentSocket, certificates: &CertificateManager) {
+    let replaced = CancellationToken::new();
+    tokio::select! {
+        () = replaced.cancelled() => {}
+        () = accept(agent, certificates, &replaced) => {}
     }
 }
 
-async fn hand_over(socket: &SeqPacket, certificates: &CertificateManager) -> io::Result<()> {
+/// Never returns. Dropped, it ends every hand-over that is not finished.
+async fn accept(
+    agent: &AgentSocket,
+    certificates: &CertificateManager,
+    replaced: &CancellationToken,
+) {
+    let taken = Arc::new(AtomicBool::new(false));
+    let mut complaint = Complaint::default();
+    let mut successors = JoinSet::new();
+    loop {
+        let error = match come(agent, Role::Running).await {
+            Ok(socket) => loop {
+                match introduced(agent, &socket).await {
+                    Ok(Some(successor)) => {
+                        while successors.try_join_next().is_some() {}
+                        // Each by itself: one that hangs keeps no other from taking over.
+                        successors.spawn(serve_one(
+                            successor,
+                            certificates.clone(),
+                            taken.clone(),
+                            replaced.clone(),
+                        ));
+                    }
+                    Ok(None) => {}
+                    Err(error) => break error,
+                }
+            },
+            Err(error) => error,
+        };
+        complaint.about(&error);
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn serve_one(
+    successor: SeqPacket,
+    certificates: CertificateManager,
+    taken: Arc<AtomicBool>,
+    replaced: CancellationToken,
+) {
+    match hand_over(&successor, &certificates, &taken).await {
+        Ok(()) => {
+            info!("another proxy has taken over");
+            replaced.cancel();
+        }
+        Err(error) => warn!(%error, "a hand-over was begun and not finished"),
+    }
+}
+
+async fn hand_over(
+    socket: &SeqPacket,
+    certificates: &CertificateManager,
+    taken: &AtomicBool,
+) -> io::Result<()> {
     let unexpected = || io::Error::new(io::ErrorKind::InvalidData, "unexpected message");
     let mut buffer = [0; 64];
     let hello = timed(socket.recv(&mut buffer))
@@ -210,6 +284,9 @@ async fn hand_over(socket: &SeqPacket, certificates: &CertificateManager) -> io:
     if buffer[..ready.0] != *TAKE_OVER {
         return Err(unexpected());
     }
+    if taken.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::other("another one was first"));
+    }
     socket.send_bytes(DRAINING).await
 }
 
@@ -221,13 +298,14 @@ async fn timed<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::path::Path;
 
     use futures::future::BoxFuture;
     use seine_identity::testing::TestCa;
     use seine_identity::{CertificateSource, Identity, ManagerOptions, SourceError, Svid};
 
     use super::*;
+    use crate::seqpacket::SeqPacketListener;
 
     struct Source(Option<TestCa>);
 
@@ -252,55 +330,93 @@ mod tests {
         )
     }
 
+    /// What the agent does: who starts is led to the last one that said that it runs.
+    struct Agent {
+        listener: SeqPacketListener,
+        running: Option<SeqPacket>,
+    }
+
+    impl Agent {
+        fn at(path: &Path) -> Self {
+            Self {
+                listener: SeqPacketListener::replace(path).unwrap(),
+                running: None,
+            }
+        }
+
+        async fn one(&mut self, role: Role) {
+            let socket = self.listener.accept().await.unwrap();
+            let mut buffer = [0; MAX_MESSAGE];
+            let (length, _) = socket.recv(&mut buffer).await.unwrap().unwrap();
+            assert_eq!(Hello::decode(&buffer[..length]).unwrap().role(), role);
+            let message = |peer: Peer| Introduction { peer: peer.into() }.encode_to_vec();
+            match &self.running {
+                _ if role == Role::Running => self.running = Some(socket),
+                None => socket.send_bytes(&message(Peer::Nobody)).await.unwrap(),
+                Some(running) => {
+                    let (here, there) = SeqPacket::pair().unwrap();
+                    let connected = message(Peer::Connected);
+                    running.send(&connected, &[here]).await.unwrap();
+                    socket.send(&connected, &[there]).await.unwrap();
+                }
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_new_proxy_gets_the_keys_with_the_ca_away_and_then_takes_over() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover");
+        let socket = AgentSocket::new(&path, None);
+        let mut agent = Agent::at(&path);
         let new = manager(None);
-        assert!(
-            begin(&path, &new).await.unwrap().is_none(),
-            "nobody runs yet"
-        );
+        let (nobody, ()) = tokio::join!(begin(&socket, &new), agent.one(Role::Successor));
+        assert!(nobody.unwrap().is_none());
 
         let ca = TestCa::new("cluster.local");
         let identity = ca.identity("shop", "web");
         let old = manager(Some(ca));
         let serial = old.get(&identity).await.unwrap().svid().serial().to_owned();
-        let replaced = CancellationToken::new();
-        let serving = tokio::spawn(serve(path.clone(), None, old, replaced.clone()));
-        while !path.exists() {
-            tokio::task::yield_now().await;
-        }
+        let serving = tokio::spawn({
+            let socket = socket.clone();
+            async move { serve(&socket, &old).await }
+        });
+        agent.one(Role::Running).await;
 
-        // One that gives up changes nothing.
-        drop(begin(&path, &manager(None)).await.unwrap());
-        let predecessor = begin(&path, &new).await.unwrap().unwrap();
-        assert!(!replaced.is_cancelled());
+        let begin = async |certificates: &CertificateManager, agent: &mut Agent| {
+            let (begun, ()) =
+                tokio::join!(begin(&socket, certificates), agent.one(Role::Successor));
+            begun.unwrap().unwrap()
+        };
+        // One that gives up changes nothing, nor does one that hangs or a new agent.
+        drop(begin(&manager(None), &mut agent).await);
+        let hanging = begin(&manager(None), &mut agent).await;
+        drop(agent);
+        let mut agent = Agent::at(&path);
+        agent.one(Role::Running).await;
+        let predecessor = begin(&new, &mut agent).await;
+        assert!(!serving.is_finished());
         assert_eq!(new.get(&identity).await.unwrap().svid().serial(), serial);
         predecessor.take_over().await.unwrap();
-        replaced.cancelled().await;
-        serving.await.unwrap().unwrap();
+        serving.await.unwrap();
+        // The first takes it all.
+        assert!(hanging.take_over().await.is_err());
     }
 
     #[tokio::test]
-    async fn a_process_outside_of_the_cgroup_gets_no_keys() {
+    async fn keys_are_taken_from_nobody_whom_another_than_the_agent_introduced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover");
-        let cgroup = Some("/no/such/cgroup".to_owned());
-        let serving = tokio::spawn(serve(
-            path.clone(),
-            cgroup,
-            manager(None),
-            CancellationToken::new(),
-        ));
-        while !path.exists() {
-            tokio::task::yield_now().await;
+        let mut agent = Agent::at(&path);
+        let poses = AgentSocket::new(&path, Some("/no/such/cgroup"));
+        let certificates = manager(None);
+        // It waits for the agent, and says nothing to who is not.
+        tokio::select! {
+            begun = begin(&poses, &certificates) => panic!("{begun:?}"),
+            said = agent.listener.accept() => {
+                let mut buffer = [0; MAX_MESSAGE];
+                assert!(said.unwrap().recv(&mut buffer).await.unwrap().is_none());
+            }
         }
-        let refused = begin(&path, &manager(None)).await;
-        assert!(
-            matches!(refused, Err(HandoverError::Socket { .. })),
-            "{refused:?}"
-        );
-        serving.abort();
     }
 }

@@ -1,6 +1,6 @@
 //! The L4 node proxy.
 //!
-//! The path of a connection, top to bottom: a pod's sockets come from the agent ([`zds`], [`listeners`]) and are made in
+//! The path of a connection, top to bottom: a pod's sockets come from the agent ([`agent`], [`zds`], [`listeners`]) and are made in
 //! its network namespace ([`netns`], [`sockets`]); [`outbound`] takes what the pod opens, resolves it and connects
 //! (`route`); [`inbound`] and [`inbound_plaintext`] take what others open towards it, and let through what [`judge`]
 //! allows. [`workers`] are the threads that they run on; [`connection`] knows all that live, [`telemetry`] tells of them. [`app`] starts and ends it all.
@@ -12,6 +12,7 @@
 
 mod accept;
 pub mod admin;
+pub mod agent;
 pub mod app;
 pub mod config;
 pub mod configuration;

@@ -6,7 +6,6 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use prost::Message;
@@ -14,8 +13,9 @@ use seine_proto::listeners::{Kind, ListenersRequest, ListenersResponse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 
+use crate::agent::{AgentError, AgentSocket};
 use crate::netns::Netns;
-use crate::seqpacket::{SeqPacket, is_listening};
+use crate::seqpacket::is_listening;
 use crate::sockets;
 
 const MAX_MESSAGE: usize = 1024;
@@ -78,7 +78,7 @@ pub struct PodListeners {
 #[derive(Debug, Clone)]
 pub enum ListenerSource {
     /// The agent's listener socket.
-    Agent(PathBuf),
+    Agent(AgentSocket),
     /// Bound by this proxy.
     Own(Ports),
 }
@@ -86,14 +86,9 @@ pub enum ListenerSource {
 /// Why a pod's listeners are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenersError {
-    /// The agent's socket failed.
-    #[error("the agent's listener socket {path} failed: {source}")]
-    Socket {
-        /// Path of the socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    /// The agent could not be spoken to.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// The agent has no listeners for the pod.
     #[error("the agent refuses the listeners of pod {uid}: {reason}")]
     Refused {
@@ -126,25 +121,19 @@ impl ListenerSource {
     /// The listeners of a pod.
     pub async fn obtain(&self, uid: &str, netns: &Netns) -> Result<PodListeners, ListenersError> {
         match self {
-            Self::Agent(path) => from_agent(path, uid).await,
+            Self::Agent(agent) => from_agent(agent, uid).await,
             Self::Own(ports) => bind(*ports, uid, netns),
         }
     }
 }
 
-async fn from_agent(path: &Path, uid: &str) -> Result<PodListeners, ListenersError> {
-    let failed = |source| ListenersError::Socket {
-        path: path.to_owned(),
-        source,
-    };
+async fn from_agent(agent: &AgentSocket, uid: &str) -> Result<PodListeners, ListenersError> {
+    let failed = |source| ListenersError::from(agent.failed(source));
     let protocol = |reason: String| ListenersError::Protocol {
         uid: uid.to_owned(),
         reason,
     };
-    let socket = SeqPacket::connect(path).map_err(failed)?;
-    let peer = socket.peer().map_err(failed)?;
-    peer.is_trusted(None)
-        .map_err(|reason| protocol(format!("the process that listens there: {reason}")))?;
+    let socket = agent.connect()?;
     let request = ListenersRequest {
         uid: uid.to_owned(),
     };
@@ -332,7 +321,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("l");
         let socket = SeqPacketListener::replace(&path).unwrap();
-        let source = ListenerSource::Agent(path);
+        let source = ListenerSource::Agent(AgentSocket::new(&path, None));
         let netns = Netns::home();
         let (obtained, ()) = tokio::join!(
             source.obtain("u", &netns),

@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -38,6 +38,12 @@ impl SeqPacket {
         let (a, b) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None)?;
         Ok((Self(wrap(a)?), Self(wrap(b)?)))
+    }
+
+    /// An end that came from another process.
+    pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&descriptor, true)?;
+        Ok(Self(wrap(descriptor)?))
     }
 
     /// Sends one packet.
@@ -121,6 +127,12 @@ impl SeqPacket {
     }
 }
 
+impl AsFd for SeqPacket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Who is at the other end of a Unix socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
@@ -140,6 +152,9 @@ impl Peer {
             return Err(format!("its user id is {}, neither 0 nor {own}", self.uid));
         }
         let Some(wanted) = cgroup else { return Ok(()) };
+        if self.pid <= 0 {
+            return Err("its process is in a PID namespace that is not visible here".to_owned());
+        }
         let text =
             std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).map_err(|error| {
                 format!("the cgroup of process {} can't be read: {error}", self.pid)

@@ -5,9 +5,8 @@
 //! pod. Every message is answered before the next. Works the same with the agent of another ambient mesh.
 
 use std::collections::HashSet;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use prost::Message;
@@ -18,8 +17,8 @@ use seine_proto::zds::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::agent::{AgentError, AgentSocket};
 use crate::netns::Netns;
-use crate::seqpacket::SeqPacket;
 
 /// Longest message of the protocol, in bytes.
 const MAX_MESSAGE: usize = 1024;
@@ -54,22 +53,9 @@ pub trait PodSink: Send + Sync {
 /// Why a connection to the agent ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ZdsError {
-    /// The socket failed, or is not there.
-    #[error("the agent's socket {path} failed: {source}; is seine-agent running?")]
-    Socket {
-        /// Path of the socket.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Whoever listens there is neither root nor of the proxy's own user.
-    #[error("the process that listens on {path} is not the agent: {reason}")]
-    NotTheAgent {
-        /// Path of the socket.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// It could not be spoken to.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// The agent went away.
     #[error("the agent closed {0}")]
     Closed(PathBuf),
@@ -79,12 +65,12 @@ pub enum ZdsError {
 }
 
 /// Follows the agent until `stop`, reconnecting with a backoff of 10 ms doubling to 5 s.
-pub async fn follow(path: &Path, sink: &impl PodSink, stop: CancellationToken) {
+pub async fn follow(agent: &AgentSocket, sink: &impl PodSink, stop: CancellationToken) {
     let mut backoff = FIRST_BACKOFF;
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            ended = converse(path, sink) => ended,
+            ended = converse(agent, sink) => ended,
         };
         if ended.messages > 0 {
             backoff = FIRST_BACKOFF;
@@ -104,34 +90,26 @@ struct Ended {
     error: ZdsError,
 }
 
-async fn converse(path: &Path, sink: &impl PodSink) -> Ended {
+async fn converse(agent: &AgentSocket, sink: &impl PodSink) -> Ended {
     let mut messages = 0;
-    let socket_error = |source| ZdsError::Socket {
-        path: path.to_owned(),
-        source,
-    };
     let outcome: Result<(), ZdsError> = async {
-        let socket = SeqPacket::connect(path).map_err(socket_error)?;
-        let peer = socket.peer().map_err(socket_error)?;
-        // Whoever names pods and hands over their network namespaces decides whose keys are used where.
-        peer.is_trusted(None)
-            .map_err(|reason| ZdsError::NotTheAgent {
-                path: path.to_owned(),
-                reason,
-            })?;
+        let socket = agent.connect()?;
         let hello = ZdsHello {
             version: Version::V1 as i32,
         };
         socket
             .send_bytes(&hello.encode_to_vec())
             .await
-            .map_err(socket_error)?;
+            .map_err(|source| agent.failed(source))?;
         let mut snapshot = Some(HashSet::new());
         let mut buffer = [0; MAX_MESSAGE];
         loop {
-            let received = socket.recv(&mut buffer).await.map_err(socket_error)?;
+            let received = socket
+                .recv(&mut buffer)
+                .await
+                .map_err(|source| agent.failed(source))?;
             let Some((length, descriptors)) = received else {
-                return Err(ZdsError::Closed(path.to_owned()));
+                return Err(ZdsError::Closed(agent.path().to_owned()));
             };
             messages += 1;
             let request = parse(&buffer[..length], descriptors)?;
@@ -147,14 +125,14 @@ async fn converse(path: &Path, sink: &impl PodSink) -> Ended {
             socket
                 .send_bytes(&answer.encode_to_vec())
                 .await
-                .map_err(socket_error)?;
+                .map_err(|source| agent.failed(source))?;
         }
     }
     .await;
     match outcome {
         Ok(()) => Ended {
             messages,
-            error: ZdsError::Closed(path.to_owned()),
+            error: ZdsError::Closed(agent.path().to_owned()),
         },
         Err(error) => Ended { messages, error },
     }
@@ -381,7 +359,8 @@ mod tests {
             listener.accept().await.unwrap();
             stop.cancel();
         };
-        tokio::join!(follow(&path, &sink, stop.clone()), agent);
+        let socket = AgentSocket::new(&path, None);
+        tokio::join!(follow(&socket, &sink, stop.clone()), agent);
         let seen = sink.0.lock().clone();
         assert_eq!(
             seen,

@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::config::NodeProxy;
 use crate::door::Cgroups;
 use crate::door::Door;
+use crate::handover;
 use crate::keeper::Command;
 use crate::keeper::Keeper;
 use crate::keeper::PODS;
@@ -46,6 +47,8 @@ use crate::zds;
 pub const ZTUNNEL_SOCKET: &str = "ztunnel.sock";
 /// Socket for node proxies: listening sockets of a pod.
 pub const LISTENERS_SOCKET: &str = "listeners.sock";
+/// Socket for node proxies: who starts meets who runs.
+pub const HANDOVER_SOCKET: &str = "handover.sock";
 /// Socket for the CNI plugin.
 pub const CNI_SOCKET: &str = "cni.sock";
 /// What the CNI plugin reads while the agent is away.
@@ -125,9 +128,10 @@ impl Agent {
             let path = config.run_dir.join(name);
             Listener::bind(&path).map_err(at(&path))
         };
-        let (ztunnel, listeners, cni) = (
+        let (ztunnel, listeners, meeting, cni) = (
             socket(ZTUNNEL_SOCKET)?,
             socket(LISTENERS_SOCKET)?,
+            socket(HANDOVER_SOCKET)?,
             socket(CNI_SOCKET)?,
         );
 
@@ -189,6 +193,12 @@ impl Agent {
             ztunnel,
             of_ztunnel.clone(),
             served.clone(),
+            commands.clone(),
+            metrics.clone(),
+        ));
+        tasks.spawn(handover::serve(
+            meeting,
+            of_ztunnel.clone(),
             commands.clone(),
             metrics.clone(),
         ));

@@ -1,8 +1,8 @@
 //! The node agent: redirection by eBPF, enrolment of pods.
 //!
 //! What it owns: the eBPF programs and maps of the node ([`redirect`]), the listening sockets of
-//! every enrolled pod ([`sockets`]), the registry of the node's pods ([`registry`]), and three local
-//! sockets: for the CNI plugin, and two for node proxies ([`zds`], [`listeners_server`]). One thread,
+//! every enrolled pod ([`sockets`]), the registry of the node's pods ([`registry`]), and four local
+//! sockets: for the CNI plugin, and three for node proxies ([`zds`], [`listeners_server`], [`handover`]). One thread,
 //! the keeper, does everything to pods; the servers read what it publishes ([`served`]).
 //!
 //! What always holds: an enrolled pod stays so until its label goes or its last process ends,
@@ -25,6 +25,7 @@ mod cni_server;
 mod config;
 mod discover;
 pub mod door;
+pub mod handover;
 mod keeper;
 pub mod listeners_server;
 pub mod metrics;
@@ -44,8 +45,8 @@ mod uninstall;
 pub mod zds;
 
 pub use agent::{
-    Agent, CNI_SOCKET, LISTENERS_SOCKET, NAMESPACES_FILE, StartError, StateLock, ZTUNNEL_SOCKET,
-    is_running,
+    Agent, CNI_SOCKET, HANDOVER_SOCKET, LISTENERS_SOCKET, NAMESPACES_FILE, StartError, StateLock,
+    ZTUNNEL_SOCKET, is_running,
 };
 pub use config::{Config, Listeners, NodeProxy};
 pub use netns::{Netns, NetnsError};

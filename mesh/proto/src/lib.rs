@@ -51,6 +51,11 @@ mod generated {
         }
     }
     pub mod seine {
+        pub mod handover {
+            pub mod v1 {
+                tonic::include_proto!("seine.handover.v1");
+            }
+        }
         pub mod listeners {
             pub mod v1 {
                 tonic::include_proto!("seine.listeners.v1");
@@ -71,6 +76,7 @@ pub use generated::istio::security;
 pub use generated::istio::v1::auth as ca;
 pub use generated::istio::workload;
 pub use generated::istio::workload::zds;
+pub use generated::seine::handover::v1 as handover;
 pub use generated::seine::listeners::v1 as listeners;
 pub use generated::seine::workload::v1 as extensions;
 

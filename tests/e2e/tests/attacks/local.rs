@@ -8,6 +8,7 @@ use prost::Message;
 use seine_e2e::attack::local::hexadecimal;
 use seine_e2e::attack::report::Said;
 use seine_lab::protocol::Component;
+use seine_proto::handover::{Hello, Introduction, Peer, Role};
 use seine_proto::listeners::{ListenersRequest, ListenersResponse};
 use seine_proto::zds::{Version, WorkloadRequest, ZdsHello};
 
@@ -19,13 +20,17 @@ fn from_a_pod(stage: &Stage, socket: &str, packet: &[u8]) -> Result<Said> {
     stage.attack(ATTACKER, &["say", &path, &hexadecimal(packet)])
 }
 
+/// The pod of a component of node 1.
+fn place(stage: &Stage, component: Component, name: &str) -> Result<String> {
+    let generation = stage.bed.component(component, Some(1))?.generation;
+    Ok(format!("seine-system/seine-{name}-node1-{generation}"))
+}
+
 /// The same from where ztunnel runs.
 fn from_ztunnels_place(stage: &Stage, socket: &str, packet: &[u8]) -> Result<Said> {
-    let generation = stage.bed.component(Component::Ztunnel, Some(1))?.generation;
     let path = stage.state()?.join("node1").join(socket);
-    let pod = format!("seine-system/seine-ztunnel-node1-{generation}");
     stage.attack(
-        &pod,
+        &place(stage, Component::Ztunnel, "ztunnel")?,
         &["say", &path.display().to_string(), &hexadecimal(packet)],
     )
 }
@@ -93,13 +98,20 @@ pub(crate) fn a_process_that_poses_as_ztunnel_gets_no_listening_sockets(
 }
 
 pub(crate) fn a_process_that_poses_as_ztunnels_successor_gets_no_keys(stage: &Stage) -> Result<()> {
-    let hello = b"seine-handover 1";
-    let socket = "ztunnel/handover.sock";
+    let hello = Hello {
+        role: Role::Successor.into(),
+    }
+    .encode_to_vec();
+    let socket = "run/handover.sock";
     let process = stage.bed.process(Component::Ztunnel, Some(1))?;
-    let reason = ["a process that may not take over was refused", "not below"];
-    turned_away(stage, Component::Ztunnel, &reason, socket, hello)?;
-    let keys = answer(from_ztunnels_place(stage, socket, hello)?)?;
-    ensure!(keys.starts_with(b"keys "), "{keys:?}");
+    let reason = [
+        "refused to let a process take part in a hand-over",
+        "is not below cgroup",
+    ];
+    turned_away(stage, Component::Agent, &reason, socket, &hello)?;
+    let told = answer(from_ztunnels_place(stage, socket, &hello)?)?;
+    let introduction = Introduction::decode(told.as_slice())?;
+    ensure!(introduction.peer() == Peer::Connected, "{introduction:?}");
     // Who asked and went away has changed nothing.
     stage
         .bed
@@ -117,24 +129,30 @@ pub(crate) fn a_process_that_poses_as_the_agent_is_not_spoken_to(stage: &Stage) 
     let lab = stage.bed.lab();
     lab.kill(Component::Agent, 1)?;
     // An attacker who got hold of the path, which only root can write.
-    let path = format!("{NODE}/run/ztunnel.sock");
-    let listen = |user: &[&str]| -> Result<Said> {
-        let mut arguments = vec!["listen", &path];
-        arguments.extend(user);
-        stage.attack(ATTACKER, &arguments)
+    let taken = format!("{NODE}/run/ztunnel.sock");
+    let own = stage.state()?.join("node1/run/ztunnel.sock");
+    let own = own.display().to_string();
+    let place = place(stage, Component::Agent, "agent")?;
+    let listen = |pod: &str, arguments: &[&str]| -> Result<Said> {
+        stage.attack(pod, &[&["listen"], arguments].concat())
     };
-    let outcome = listen(&["--user", "65534"]).and_then(|attack| Ok((attack, listen(&[])?)));
+    let outcome = || -> Result<[Said; 3]> {
+        Ok([
+            listen(ATTACKER, &[&taken, "--user", "65534"])?,
+            listen(ATTACKER, &[&taken])?,
+            listen(&place, &[&own])?,
+        ])
+    };
+    let outcome = outcome();
     lab.restart(Component::Agent, 1)?;
-    let (attack, twin) = outcome?;
-    ensure!(attack == Said::Closed, "{attack:?}");
-    stage.bed.await_ztunnel(
-        1,
-        &[
-            "is not the agent",
-            "its user id is 65534",
-            "the agent is away",
-        ],
-    )?;
+    let [of_another_user, of_root, twin] = outcome?;
+    ensure!(of_another_user == Said::Closed, "{of_another_user:?}");
+    ensure!(of_root == Said::Closed, "{of_root:?}");
+    for reason in ["its user id is 65534", "not below"] {
+        stage
+            .bed
+            .await_ztunnel(1, &["is not the agent", reason, "the agent is away"])?;
+    }
     let hello = ZdsHello::decode(answer(twin)?.as_slice())?;
     ensure!(hello.version == i32::from(Version::V1), "{hello:?}");
     stage.bed.await_enrolled("mesh/client", true)

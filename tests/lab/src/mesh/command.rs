@@ -153,9 +153,9 @@ impl Mesh {
                     "--listeners-socket".into(),
                     path(own.join("run/listeners.sock")),
                     "--handover-socket".into(),
-                    path(own.join("ztunnel/handover.sock")),
-                    "--handover-cgroup".into(),
-                    self.cgroup_as_in_proc(place),
+                    path(own.join("run/handover.sock")),
+                    "--agent-cgroup".into(),
+                    self.cgroup_as_in_proc((Component::Agent, Some(node))),
                     "--state-dir".into(),
                     path(own.join("ztunnel")),
                     // As the cluster's resolv.conf would say, which a pod of a cluster has.
