@@ -35,6 +35,7 @@ mod pod_dns;
 pub mod pods;
 mod proxy_protocol;
 mod route;
+pub mod secrecy;
 pub mod seqpacket;
 pub mod shared;
 pub mod sockets;

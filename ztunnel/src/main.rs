@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use seine_telemetry::{LogFormat, Settings, Telemetry};
 use seine_ztunnel::config::{AccessLog, Config};
-use seine_ztunnel::{app, netns};
+use seine_ztunnel::{app, netns, secrecy};
 
 /// The batches of a bulk stream are allocated and freed again and again; glibc gives each back to the kernel and takes
 /// the page faults of the next one.
@@ -15,6 +15,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> anyhow::Result<()> {
     let config = Config::parse();
+    secrecy::forbid_dumps().context("keeping keys out of core dumps")?;
     netns::remember_home().context("this process's network namespace")?;
     // What moves bytes has threads of its own: seine_ztunnel::workers.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -20,6 +20,8 @@ use seine_proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use seine_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use seine_ztunnel::netns::Netns;
+use seine_ztunnel::sockets::listen;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
@@ -64,15 +66,20 @@ impl Control {
     }
 
     pub(crate) fn start(&self) -> Running {
-        self.start_with(true)
+        self.start_with(true, &Netns::home())
+    }
+
+    /// On the loopback of a pod.
+    pub(crate) fn start_in(&self, netns: &Netns) -> Running {
+        self.start_with(true, netns)
     }
 
     /// Certificates alone: every configuration stream ends at once.
     pub(crate) fn start_without_xds(&self) -> Running {
-        self.start_with(false)
+        self.start_with(false, &Netns::home())
     }
 
-    fn start_with(&self, xds: bool) -> Running {
+    fn start_with(&self, xds: bool, netns: &Netns) -> Running {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -88,13 +95,15 @@ impl Control {
             xds,
         };
         let address = ([127, 0, 0, 1], self.port).into();
+        let netns = netns.clone();
         runtime.spawn(async move {
+            let listener = listen(&netns, address, false).unwrap();
             Server::builder()
                 .tls_config(ServerTlsConfig::new().identity(identity))
                 .unwrap()
                 .add_service(AggregatedDiscoveryServiceServer::new(service.clone()))
                 .add_service(IstioCertificateServiceServer::new(service))
-                .serve_with_incoming(TcpIncoming::bind(address).unwrap())
+                .serve_with_incoming(TcpIncoming::from(listener))
                 .await
                 .unwrap();
         });

@@ -9,14 +9,15 @@ mod agent;
 mod control;
 #[path = "../support/namespace.rs"]
 mod namespace;
+mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -29,11 +30,12 @@ use seine_hbone::{
     TunnelKey,
 };
 use seine_identity::Credentials;
-use seine_ztunnel::netns::remember_home;
+use seine_ztunnel::netns::{Netns, remember_home};
 use seine_ztunnel::sockets::{Dialer, Source, listen};
 use support::workload_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_seine-ztunnel");
 /// The pod's address in its namespace.
 const POD: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
@@ -52,19 +54,33 @@ struct Node {
 /// A proxy process; killed when dropped.
 struct Proxy {
     process: Child,
+    /// Where its pages are.
+    netns: Netns,
     readiness: SocketAddr,
+    admin: SocketAddr,
     log: PathBuf,
 }
 
 impl Node {
     fn new() -> Option<Self> {
+        let node = Self::new_without_agent()?;
+        let (folder, namespace) = (node.folder.path(), &node.namespace);
+        agent::start(
+            folder,
+            &namespace.open(),
+            namespace.path(),
+            (POD, 15008).into(),
+        );
+        Some(node)
+    }
+
+    fn new_without_agent() -> Option<Self> {
         remember_home().unwrap();
         let namespace = PodNamespace::new()?;
         let folder = tempfile::tempdir().unwrap();
         let workload = workload_of("b", POD, true, |_| ());
         let control = Control::new(vec![workload], folder.path());
         let netns = namespace.open();
-        agent::start(folder.path(), &netns, namespace.path(), (POD, 15008).into());
         let seen = Arc::new(AtomicUsize::new(0));
         let application = listen(&netns, (POD, 0).into(), false).unwrap();
         let address = application.local_addr().unwrap();
@@ -95,11 +111,28 @@ impl Node {
     }
 
     fn proxy(&self, name: &str) -> Proxy {
+        self.proxy_with(name, &[])
+    }
+
+    fn proxy_with(&self, name: &str, flags: &[(&str, &str)]) -> Proxy {
+        let mut command = Command::new(PROGRAM);
+        for (flag, name) in [
+            ("--zds-socket", "zds"),
+            ("--listeners-socket", "listeners"),
+            ("--handover-socket", "handover"),
+        ] {
+            command.arg(flag).arg(self.folder.path().join(name));
+        }
+        self.run(command, name, flags, Netns::home())
+    }
+
+    /// Runs the program of `command`, in whose namespace its pages are.
+    fn run(&self, mut command: Command, name: &str, flags: &[(&str, &str)], netns: Netns) -> Proxy {
         let file = |name: &str| self.folder.path().join(name);
-        let readiness = SocketAddr::from((Ipv4Addr::LOCALHOST, support::unused_port()));
+        let page = || SocketAddr::from((Ipv4Addr::LOCALHOST, support::unused_port()));
+        let (readiness, admin) = (page(), page());
         let control = format!("https://127.0.0.1:{}", self.control.port);
         let log = file(&format!("{name}.log"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_seine-ztunnel"));
         for (flag, value) in [
             ("--node", "node1"),
             ("--xds-address", &control),
@@ -108,29 +141,32 @@ impl Node {
             ("--drain-deadline", "10s"),
             ("--handshake-timeout", "2s"),
             ("--readiness-address", &readiness.to_string()),
-            ("--admin-address", "127.0.0.1:0"),
+            ("--admin-address", &admin.to_string()),
             ("--metrics-address", "127.0.0.1:0"),
         ] {
+            command.args([flag, value]);
+        }
+        for (flag, value) in flags {
             command.args([flag, value]);
         }
         for (flag, name) in [
             ("--ca-roots", "roots.pem"),
             ("--token-file", "token"),
-            ("--zds-socket", "zds"),
-            ("--listeners-socket", "listeners"),
-            ("--handover-socket", "handover"),
             ("--state-dir", "state"),
         ] {
             command.arg(flag).arg(file(name));
         }
         let process = command
             .env_clear()
+            .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
         Proxy {
             process,
+            netns,
             readiness,
+            admin,
             log,
         }
     }
@@ -220,9 +256,19 @@ impl Connector for Client {
 impl Proxy {
     /// The readiness page, or nothing when nobody listens.
     fn readiness(&self) -> String {
+        self.ask(self.readiness, "GET /healthz/ready", "host: x\r\n")
+    }
+
+    /// A page of the admin port, as an operator asks for it.
+    fn admin(&self, request: &str) -> String {
+        self.ask(self.admin, request, &format!("host: {}\r\n", self.admin))
+    }
+
+    /// A page with its head, or nothing when nobody listens.
+    fn ask(&self, server: SocketAddr, request: &str, headers: &str) -> String {
         let mut page = String::new();
-        if let Ok(mut server) = std::net::TcpStream::connect(self.readiness) {
-            let request = "GET /healthz/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        if let Ok(mut server) = self.netns.run(|| TcpStream::connect(server)).unwrap() {
+            let request = format!("{request} HTTP/1.1\r\n{headers}connection: close\r\n\r\n");
             let _ = server.write_all(request.as_bytes());
             let _ = server.read_to_string(&mut page);
         }

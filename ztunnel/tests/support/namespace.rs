@@ -5,8 +5,11 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use seine_ztunnel::netns::Netns;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A namespace with a pod's addresses and the way back for foreign sources; gone when dropped.
 pub(crate) struct PodNamespace(String);
@@ -14,7 +17,8 @@ pub(crate) struct PodNamespace(String);
 impl PodNamespace {
     /// None without the privileges for it.
     pub(crate) fn new() -> Option<Self> {
-        let name = format!("seine-test-{}", std::process::id());
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("seine-test-{}-{number}", std::process::id());
         let run = |line: &str| {
             let mut words = line.split_whitespace();
             let status = Command::new(words.next().unwrap()).args(words).status();
