@@ -79,7 +79,7 @@ pub struct PodListeners {
 pub enum ListenerSource {
     /// The agent's listener socket.
     Agent(AgentSocket),
-    /// Bound by this proxy.
+    /// Bound by this proxy, beside one that it replaces.
     Own(Ports),
 }
 
@@ -276,6 +276,7 @@ fn bind_udp(netns: &Netns, address: SocketAddr) -> io::Result<UdpSocket> {
             Type::DGRAM.nonblocking(),
             Some(Protocol::UDP),
         )?;
+        socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
         Ok(socket)
     })??;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use seine_hbone::{Connected, Connector, DrainSignal, DrainTrigger, Io, TrustWatch, TunnelKey};
@@ -43,6 +43,8 @@ pub struct Pod {
     pub home: Arc<Worker>,
     /// Which of the pods that this process has served, by number.
     pub generation: u64,
+    /// Its listeners are there, and accepted from.
+    served: AtomicBool,
     drain: DrainTrigger,
     draining: DrainSignal,
 }
@@ -64,6 +66,7 @@ impl Pod {
             info,
             identity,
             dialer,
+            served: AtomicBool::new(false),
             drain,
             draining,
         }
@@ -78,6 +81,16 @@ impl Pod {
         )?;
         // A resource that names another service account is about another pod of this name.
         (found.identity.service_account() == self.info.service_account).then_some(found)
+    }
+
+    /// Its listeners have come.
+    pub fn set_served(&self) {
+        self.served.store(true, Ordering::Release);
+    }
+
+    /// Whether its listeners have come.
+    pub fn is_served(&self) -> bool {
+        self.served.load(Ordering::Acquire)
     }
 
     /// For a tunnel's server side: when to say GOAWAY.

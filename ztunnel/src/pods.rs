@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::dns::DnsSockets;
-use crate::listeners::{ListenerSource, ListenersError, PodListeners};
+use crate::listeners::{ListenerSource, PodListeners};
 use crate::netns::Netns;
 use crate::pod::Pod;
 use crate::shared::Shared;
@@ -21,7 +21,7 @@ use crate::sockets::Dialer;
 use crate::zds::{PodInfo, PodSink};
 use crate::{inbound, inbound_plaintext, outbound, pod_dns};
 
-/// How often listeners are asked for again that the agent did not have.
+/// How often listeners are asked for again that the agent did not have, or that could not be bound.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// All pods that are served.
@@ -124,6 +124,7 @@ impl Pods {
         };
         pod.life
             .spawn(pod_dns::run(shared.clone(), pod.clone(), dns));
+        pod.set_served();
         info!(?pod, uid = %pod.info.uid, identity = %pod.identity, "pod is served");
     }
 
@@ -131,6 +132,7 @@ impl Pods {
     fn retry(self: &Arc<Self>, pod: Arc<Pod>) {
         let (pods, life) = (self.clone(), pod.life.clone());
         life.clone().spawn(async move {
+            let mut told = String::new();
             loop {
                 tokio::select! {
                     () = life.stop().cancelled() => return,
@@ -138,7 +140,13 @@ impl Pods {
                 }
                 match pods.source.obtain(&pod.info.uid, &pod.dialer.netns).await {
                     Ok(listeners) => return pods.start(&pod, listeners),
-                    Err(error) => warn!(?pod, %error, "the pod is not served yet"),
+                    Err(error) => {
+                        let text = error.to_string();
+                        if text != told {
+                            warn!(?pod, error = %text, "the pod is not served yet");
+                            told = text;
+                        }
+                    }
                 }
             }
         });
@@ -250,7 +258,11 @@ impl PodSink for AgentSink {
             && known.dialer.netns.id() == netns.id()
             && known.info == info
         {
-            return Ok(());
+            return if known.is_served() {
+                Ok(())
+            } else {
+                Err("its listeners are not there yet: they are asked for again and again".into())
+            };
         }
         let pod = pods.enter(info, netns)?;
         match pods.source.obtain(&pod.info.uid, &pod.dialer.netns).await {
@@ -260,12 +272,8 @@ impl PodSink for AgentSink {
             }
             Err(error) => {
                 warn!(?pod, %error, "the pod is not served yet");
-                let text = error.to_string();
-                // What is bound wrongly in the pod won't change by itself.
-                if !matches!(error, ListenersError::Bind { .. }) {
-                    pods.retry(pod);
-                }
-                Err(text)
+                pods.retry(pod);
+                Err(error.to_string())
             }
         }
     }

@@ -138,7 +138,8 @@ pub fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Binds a listener in a namespace. `transparent`: it also receives what was steered here for other addresses.
+/// Binds a listener in a namespace, beside that of the proxy that this one replaces (`SO_REUSEPORT`; the kernel lets the
+/// same user only). `transparent`: it also receives what was steered here for other addresses.
 pub fn listen(netns: &Netns, address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
     let socket = netns.run(|| -> io::Result<Socket> {
         let socket = Socket::new(
@@ -147,6 +148,7 @@ pub fn listen(netns: &Netns, address: SocketAddr, transparent: bool) -> io::Resu
             Some(Protocol::TCP),
         )?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }

@@ -52,3 +52,27 @@ async fn the_application_sees_the_clients_own_address_in_both_families() {
     assert_eq!(netns.id(), namespace.open().id());
     assert_ne!(netns.id(), Netns::home().id());
 }
+
+#[tokio::test]
+async fn under_another_meshs_agent_every_socket_has_its_mark() {
+    remember_home().unwrap();
+    let Some(namespace) = PodNamespace::new() else {
+        println!("SKIPPED a pod's network namespace: it needs root");
+        return;
+    };
+    let netns = namespace.open();
+    let pod: SocketAddr = "10.99.0.2:8080".parse().unwrap();
+    let application = listen(&netns, pod, false).unwrap();
+    for (mark_all, mark) in [(true, 0x539), (false, 0)] {
+        let dialer = Dialer {
+            netns: netns.clone(),
+            mark_all,
+            timeout: Duration::from_secs(5),
+        };
+        let (connected, accepted) =
+            tokio::join!(dialer.connect(pod, Source::Any), application.accept());
+        let stream = connected.unwrap();
+        assert_eq!(socket2::SockRef::from(&stream).mark().unwrap(), mark);
+        accepted.unwrap();
+    }
+}

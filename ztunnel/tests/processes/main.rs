@@ -7,6 +7,7 @@
 
 mod agent;
 mod control;
+mod dedicated;
 #[path = "../support/namespace.rs"]
 mod namespace;
 mod secrets;
