@@ -3,11 +3,12 @@
 //! No page shows a key. During a hand-over the old and the new proxy share the ports (`SO_REUSEPORT`); the old one
 //! closes its own when it begins to drain.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{Method, StatusCode};
+use http::uri::Authority;
+use http::{Method, StatusCode, header};
 use seine_telemetry::http::{Request, Response, json, metrics, not_found, query, serve, text};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -73,9 +74,8 @@ impl Admin {
 
     /// One page of the admin port.
     pub fn page(&self, request: &Request) -> Response {
-        // A page of another origin, opened in a browser on this host, can post here, but not with this header.
-        if request.headers().contains_key("origin") {
-            return text(StatusCode::FORBIDDEN, "not for browsers\n".to_owned());
+        if let Some(why) = from_a_browser(request) {
+            return text(StatusCode::FORBIDDEN, format!("not for browsers: {why}\n"));
         }
         match (request.method(), request.uri().path()) {
             (_, "/config_dump") => json(&self.config_dump()),
@@ -182,6 +182,20 @@ impl Admin {
         });
         list.collect()
     }
+}
+
+/// What gives away a page of another origin, opened in a browser on this host: what it posts has an `Origin`, and what it
+/// reads is of its own host's name, which it lets its DNS lead here.
+fn from_a_browser(request: &Request) -> Option<&'static str> {
+    if request.headers().contains_key(header::ORIGIN) {
+        return Some("the request has an Origin");
+    }
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let host = host.as_ref().map(Authority::host).unwrap_or_default();
+    let address: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
+    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    (!loopback).then_some("its Host is neither localhost nor a loopback address")
 }
 
 fn control_plane(status: &seine_xds::Status) -> Value {

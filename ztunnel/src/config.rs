@@ -125,7 +125,7 @@ pub struct Config {
     pub dns_upstream: Vec<SocketAddr>,
 
     /// Admin endpoint. Loopback only: whoever reaches it can read the configuration and drain the proxy.
-    #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)))]
+    #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)), value_parser = loopback)]
     pub admin_address: SocketAddr,
     /// Prometheus endpoint.
     #[arg(long, env = "SEINE_METRICS_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15020)))]
@@ -196,6 +196,18 @@ impl Config {
     }
 }
 
+/// Parses an address of loopback with a port.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|error| format!("{text:?}: {error}"))?;
+    if address.ip().to_canonical().is_loopback() {
+        Ok(address)
+    } else {
+        Err(format!(
+            "{address} can be reached from elsewhere, and the pages ask nobody who they are: use 127.0.0.1 or [::1]"
+        ))
+    }
+}
+
 /// Parses `250ms`, `30s`, `5m`, `1h`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text
@@ -236,6 +248,18 @@ mod tests {
             "18446744073709551615h",
         ] {
             assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn admin_pages_are_on_loopback_or_nowhere() {
+        let admin = |address| Config::try_parse_from(["seine-ztunnel", "--admin-address", address]);
+        for address in ["127.0.0.1:0", "[::1]:15000", "[::ffff:127.0.0.1]:1"] {
+            assert!(admin(address).is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0:15000", "[::]:15000", "10.0.0.1:15000"] {
+            let refused = admin(address).unwrap_err().to_string();
+            assert!(refused.contains("from elsewhere"), "{refused}");
         }
     }
 

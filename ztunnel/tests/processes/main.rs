@@ -10,6 +10,7 @@ mod control;
 mod dedicated;
 #[path = "../support/namespace.rs"]
 mod namespace;
+mod pages;
 mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
