@@ -168,6 +168,7 @@ pub fn share(
         threads => threads,
     };
     let workers = Workers::start(threads, &hbone).context("starting the worker threads")?;
+    let telemetry = Telemetry::new(&config);
     let readiness = Readiness::default();
     readiness.pending(
         "configuration",
@@ -184,8 +185,8 @@ pub fn share(
         hbone: Arc::new(hbone),
         copy: CopyOptions::default(),
         connections: Arc::default(),
-        telemetry: Telemetry::new(&config),
-        dns: pod_dns::options(&config),
+        dns: pod_dns::options(&config, telemetry.dns()),
+        telemetry,
         control_plane: watch::Sender::default(),
         configured: watch::Sender::new(false),
         readiness,

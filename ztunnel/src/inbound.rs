@@ -68,14 +68,16 @@ async fn serve_tunnel(
     let accepted = match handshake(&shared, &pod, tcp, peer).await {
         Ok(accepted) => accepted,
         Err(Refused::Limit) => {
+            shared.telemetry.on_tunnel_refused("limit");
             return warn!(?pod, %peer, flag = "LIMIT", "too many handshakes of this pod are going on");
         }
         Err(Refused::Identity(error)) => {
+            shared.telemetry.on_tunnel_refused("own-certificate");
             return warn!(?pod, %peer, flag = "IDENTITY", %error, "a tunnel is refused");
         }
         // A handshake that fails is somebody without the right certificate.
-        Err(Refused::Peer(error)) => {
-            shared.telemetry.on_tunnel_refused();
+        Err(Refused::Peer(error, reason)) => {
+            shared.telemetry.on_tunnel_refused(reason);
             return warn!(?pod, %peer, flag = "TLS_FAILURE", %error, "a tunnel is refused");
         }
         Err(Refused::Tunnel(error)) => return info!(?pod, %peer, %error, "a tunnel ended"),
@@ -108,7 +110,7 @@ async fn serve_tunnel(
 enum Refused {
     Limit,
     Identity(CertificateError),
-    Peer(ServeError),
+    Peer(ServeError, &'static str),
     Tunnel(ServeError),
 }
 
@@ -132,9 +134,9 @@ async fn handshake(
         }
     };
     let accepted = accept(Io::from(tcp), peer, &credentials, shared.hbone.clone()).await;
-    accepted.map_err(|error| match error {
-        ServeError::Handshake { .. } | ServeError::Identity { .. } => Refused::Peer(error),
-        _ => Refused::Tunnel(error),
+    accepted.map_err(|error| match error.refusal() {
+        Some(reason) => Refused::Peer(error, reason),
+        None => Refused::Tunnel(error),
     })
 }
 

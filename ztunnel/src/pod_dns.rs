@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::accept::may_accept;
 use crate::config::Config;
-use crate::dns::{DnsClient, DnsOptions, DnsSockets, PodSockets, nameservers, serve};
+use crate::dns::{DnsClient, DnsOptions, DnsSockets, DnsStats, PodSockets, nameservers, serve};
 use crate::pod::Pod;
 use crate::shared::Shared;
 
@@ -47,7 +47,7 @@ pub(crate) async fn run(shared: Arc<Shared>, pod: Arc<Pod>, sockets: DnsSockets)
 
 /// How queries are served: what the mesh doesn't own goes to the resolvers of the settings, else to this process's own,
 /// which in a cluster are the cluster's.
-pub(crate) fn options(config: &Config) -> DnsOptions {
+pub(crate) fn options(config: &Config, stats: Arc<DnsStats>) -> DnsOptions {
     let upstreams: Vec<SocketAddr> = if config.dns_upstream.is_empty() {
         let path = "/etc/resolv.conf";
         match std::fs::read_to_string(path) {
@@ -62,6 +62,7 @@ pub(crate) fn options(config: &Config) -> DnsOptions {
     };
     DnsOptions {
         upstreams: upstreams.into(),
+        stats,
         ..DnsOptions::default()
     }
 }

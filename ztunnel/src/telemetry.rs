@@ -19,6 +19,7 @@ use tracing::info;
 
 use crate::config::{AccessLog, Config};
 use crate::connection::{ConnectionInfo, Connections, Live};
+use crate::dns::DnsStats;
 use crate::failure::Failure;
 
 use self::metrics::Metrics;
@@ -99,9 +100,14 @@ impl Telemetry {
         span::end(info, Some(failure));
     }
 
-    /// A TLS handshake towards a pod failed.
-    pub fn on_tunnel_refused(&self) {
-        self.metrics.tunnel_refused();
+    /// A tunnel towards a pod was not accepted.
+    pub fn on_tunnel_refused(&self, reason: &'static str) {
+        self.metrics.tunnel_refused(reason);
+    }
+
+    /// Where the pods' DNS is counted.
+    pub fn dns(&self) -> Arc<DnsStats> {
+        Arc::new(self.metrics.dns())
     }
 }
 

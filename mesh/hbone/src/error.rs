@@ -234,3 +234,17 @@ pub enum ServeError {
         peer: SocketAddr,
     },
 }
+
+impl ServeError {
+    /// A short constant name for why a tunnel was not accepted; nothing for one that was, and ended.
+    pub fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::Handshake { source, .. } => {
+                Some(PeerError::from_io(source).map_or("tls", |refused| refused.reason()))
+            }
+            Self::Identity { .. } => Some("no-identity"),
+            Self::HandshakeTimeout { .. } => Some("timeout"),
+            _ => None,
+        }
+    }
+}

@@ -3,9 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use seine_workload::Store;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -17,8 +17,8 @@ use super::forward::{Forwarder, UpstreamSockets, read_message, write_message};
 use super::message;
 use super::names::View;
 
-/// The largest query that is read from a datagram.
-const MAX_QUERY: usize = 4096;
+/// The largest query that is read from a datagram: the largest datagram, so that none is forwarded cut.
+const MAX_QUERY: usize = 65_535;
 
 /// The sockets that a pod's queries come to.
 #[derive(Debug, Default)]
@@ -27,6 +27,22 @@ pub struct DnsSockets {
     pub udp: Vec<UdpSocket>,
     /// The same for TCP.
     pub tcp: Vec<TcpListener>,
+}
+
+impl DnsSockets {
+    /// The same sockets, polled by the calling thread's runtime.
+    ///
+    /// # Errors
+    ///
+    /// The thread is out of memory or descriptors.
+    pub fn on_this_thread(self) -> io::Result<Self> {
+        let udp = |socket: UdpSocket| UdpSocket::from_std(socket.into_std()?);
+        let tcp = |listener: TcpListener| TcpListener::from_std(listener.into_std()?);
+        Ok(Self {
+            udp: self.udp.into_iter().map(udp).collect::<io::Result<_>>()?,
+            tcp: self.tcp.into_iter().map(tcp).collect::<io::Result<_>>()?,
+        })
+    }
 }
 
 /// Whose queries these are.
@@ -73,13 +89,13 @@ impl Default for DnsOptions {
 #[derive(Debug, Default)]
 pub struct DnsStats {
     /// Answered from the store.
-    pub answered: AtomicU64,
+    pub answered: Counter,
     /// Answered by a resolver.
-    pub forwarded: AtomicU64,
+    pub forwarded: Counter,
     /// Answered with a failure, because no resolver answered.
-    pub failed: AtomicU64,
+    pub failed: Counter,
     /// Not answered: no query, or too many at one time.
-    pub dropped: AtomicU64,
+    pub dropped: Counter,
 }
 
 /// Serves a pod's queries until `stop` is cancelled; then all that waits is given up.
@@ -157,13 +173,15 @@ impl Server {
             let query = &buffer[..length];
             match self.answer(Transport::Udp, query) {
                 Answer::Reply(reply) => {
-                    count(&self.options.stats.answered);
+                    self.options.stats.answered.inc();
                     send(&socket, &reply, from).await;
                 }
-                Answer::Ignore => count(&self.options.stats.dropped),
+                Answer::Ignore => {
+                    self.options.stats.dropped.inc();
+                }
                 Answer::Forward => {
                     let Ok(slot) = self.udp_slots.clone().try_acquire_owned() else {
-                        count(&self.options.stats.dropped);
+                        self.options.stats.dropped.inc();
                         continue;
                     };
                     let (server, socket) = (self.clone(), socket.clone());
@@ -210,7 +228,7 @@ impl Server {
             let Some(query) = read? else { return Ok(()) };
             let reply = match self.answer(Transport::Tcp, &query) {
                 Answer::Reply(reply) => {
-                    count(&self.options.stats.answered);
+                    self.options.stats.answered.inc();
                     reply
                 }
                 Answer::Forward => match self.forward(Transport::Tcp, &query).await {
@@ -218,7 +236,7 @@ impl Server {
                     None => return Ok(()),
                 },
                 Answer::Ignore => {
-                    count(&self.options.stats.dropped);
+                    self.options.stats.dropped.inc();
                     return Ok(());
                 }
             };
@@ -235,11 +253,11 @@ impl Server {
         };
         match answered {
             Ok(reply) => {
-                count(&self.options.stats.forwarded);
+                self.options.stats.forwarded.inc();
                 Some(reply)
             }
             Err(error) => {
-                count(&self.options.stats.failed);
+                self.options.stats.failed.inc();
                 tracing::debug!(%error, workload = &*self.client.uid, "DNS query not answered");
                 message::server_failure(query)
             }
@@ -258,8 +276,4 @@ async fn send(socket: &UdpSocket, reply: &[u8], to: SocketAddr) {
 async fn pause(client: &DnsClient, error: &io::Error) {
     tracing::debug!(%error, workload = &*client.uid, "DNS socket");
     tokio::time::sleep(Duration::from_millis(10)).await;
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }

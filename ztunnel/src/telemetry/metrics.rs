@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::config::MetricNames;
 use crate::connection::{ConnectionInfo, Direction, Live, Party, Security};
+use crate::dns::DnsStats;
 use crate::failure::{Failure, fault_name};
 
 /// Label sets of connections at most. 10,000 are about 20 MB of metrics page.
@@ -27,10 +28,14 @@ type Counters = Family<Labels, Counter>;
 pub(super) struct Metrics {
     seine: Option<Names>,
     istio: Option<Names>,
-    tunnels_refused: Counter,
+    tunnels_refused: Family<Labelled, Counter>,
+    dns: Family<Labelled, Counter>,
     audited: Counters,
     known: Mutex<HashSet<Labels>>,
 }
+
+/// One label, whose values are few and known.
+type Labelled = [(&'static str, &'static str); 1];
 
 /// Where the bytes of one connection are counted, and how many have been.
 #[derive(Debug, Default)]
@@ -132,11 +137,17 @@ impl Metrics {
     pub(super) fn register(registry: &mut Registry, names: MetricNames) -> Self {
         let seine = (names != MetricNames::Istio).then(|| Names::register(registry, "seine"));
         let istio = (names != MetricNames::Seine).then(|| Names::register(registry, "istio_tcp"));
-        let tunnels_refused = Counter::default();
+        let tunnels_refused = Family::default();
         registry.register(
             "seine_tunnels_refused",
-            "TLS connections towards pods whose handshake failed",
+            "TLS connections towards pods that were not accepted, by reason",
             tunnels_refused.clone(),
+        );
+        let dns = Family::default();
+        registry.register(
+            "seine_dns_queries",
+            "Queries of the node's pods, by what became of them",
+            dns.clone(),
         );
         let audited = Counters::default();
         registry.register(
@@ -144,13 +155,20 @@ impl Metrics {
             "Verdicts that policies in dry-run would have changed",
             audited.clone(),
         );
-        Self {
+        let metrics = Self {
             seine,
             istio,
             tunnels_refused,
+            dns,
             audited,
             known: Mutex::default(),
-        }
+        };
+        // A rate can be asked for before there was the first.
+        metrics
+            .tunnels_refused
+            .get_or_create(&refused("tls"))
+            .inc_by(0);
+        metrics
     }
 
     pub(super) fn opened(&self, live: &Live) {
@@ -191,8 +209,19 @@ impl Metrics {
         self.audited.get_or_create(&self.bounded(labels)).inc();
     }
 
-    pub(super) fn tunnel_refused(&self) {
-        self.tunnels_refused.inc();
+    pub(super) fn tunnel_refused(&self, reason: &'static str) {
+        self.tunnels_refused.get_or_create(&refused(reason)).inc();
+    }
+
+    /// Where the pods' DNS is counted.
+    pub(super) fn dns(&self) -> DnsStats {
+        let counter = |result| self.dns.get_or_create_owned(&[("result", result)]);
+        DnsStats {
+            answered: counter("answered"),
+            forwarded: counter("forwarded"),
+            failed: counter("failed"),
+            dropped: counter("dropped"),
+        }
     }
 
     fn count(
@@ -224,6 +253,10 @@ impl Metrics {
         known.insert(labels.clone());
         labels
     }
+}
+
+fn refused(reason: &'static str) -> Labelled {
+    [("reason", reason)]
 }
 
 fn own_labels(info: &ConnectionInfo, failure: Option<&Failure>) -> Labels {
