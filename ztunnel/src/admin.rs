@@ -243,9 +243,20 @@ fn spawn(
         Ok(listener) => listener,
         Err(error) => return warn!(what, %address, %error, "the pages are not served"),
     };
+    let page = Arc::new(page);
+    // On a thread of its own: a page of a large mesh takes a second to write.
+    let served = serve(listener, move |request| {
+        let page = page.clone();
+        async move {
+            let written = tokio::task::spawn_blocking(move || page(request)).await;
+            written.unwrap_or_else(|error| {
+                text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+            })
+        }
+    });
     tokio::spawn(async move {
         tokio::select! {
-            () = serve(listener, move |request| std::future::ready(page(request))) => {}
+            () = served => {}
             () = stop.cancelled() => {}
         }
     });

@@ -122,8 +122,15 @@ impl Pods {
             udp: listeners.dns_udp,
             tcp: listeners.dns_tcp,
         };
-        pod.life
-            .spawn(pod_dns::run(shared.clone(), pod.clone(), dns));
+        let (shared, served) = (shared.clone(), pod.clone());
+        pod.home.run(&pod.life, async move {
+            match dns.on_this_thread() {
+                Ok(dns) => pod_dns::run(shared, served, dns).await,
+                Err(error) => {
+                    error!(pod = ?served, %error, "its DNS can't be polled and is not served")
+                }
+            }
+        });
         pod.set_served();
         info!(?pod, uid = %pod.info.uid, identity = %pod.identity, "pod is served");
     }

@@ -3,8 +3,9 @@
 //! Each [`Worker`] is one thread with a runtime and tunnels of its own, so that a connection's two sockets, its tunnel
 //! and the cryptography stay on one core: handing bytes from thread to thread costs more than it wins. A pod has a home
 //! among them, where its listeners are and its connections go; only when that one has clearly more to do than another,
-//! new ones go to the other. What is there stays where it is. The control plane's stream, certificates and pages have
-//! the process's main thread.
+//! new ones go to the other. What is there stays where it is. A pod's DNS is at its home too. The control plane's stream,
+//! certificates and the judging of live connections have the process's main thread, and what takes long there delays no
+//! pod.
 
 use std::io;
 use std::sync::Arc;
@@ -107,6 +108,14 @@ impl Drop for Workers {
 impl Worker {
     fn load(&self) -> usize {
         self.load.load(Ordering::Relaxed)
+    }
+
+    /// Runs a pod's task on this thread.
+    pub(crate) fn run<F>(&self, life: &Lifetime, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        life.spawn_on(task, &self.runtime);
     }
 
     /// Serves a listener on this thread.

@@ -1,7 +1,7 @@
 //! The maps behind the store's lock. Knows nothing of the wire, of locks or of waiting.
 //!
-//! What always holds: each workload is listed under each of its addresses and below each service
-//! that it names, once; each service under each of its addresses and its hostname, once.
+//! What always holds: each workload is listed under each of its addresses, under its namespace and name, and below each
+//! service that it names, once; each service under each of its addresses and its hostname, once.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,6 +22,8 @@ pub(crate) struct Held<T> {
 #[derive(Default)]
 pub(crate) struct AddressIndex {
     workloads: HashMap<Arc<str>, Held<Workload>>,
+    /// By namespace and then by name.
+    names: HashMap<Arc<str>, HashMap<Arc<str>, OneOrMore<Workload>>>,
     services: HashMap<ServiceKey, ServiceEntry>,
     networks: HashMap<Arc<str>, NetworkIndex>,
     hostnames: HashMap<Arc<str>, OneOrMore<Service>>,
@@ -118,6 +120,8 @@ impl AddressIndex {
                 add(&mut network.workloads, *address, &new);
             }
         }
+        let names = self.names.entry(new.namespace.clone()).or_default();
+        add(names, new.name.clone(), &new);
         for (key, _) in &new.services {
             let entry = self.services.entry(key.clone()).or_default();
             entry.weighted += usize::from(new.capacity != 1);
@@ -137,6 +141,12 @@ impl AddressIndex {
         if let Some(network) = self.networks.get_mut(&old.network) {
             for address in &old.addresses {
                 take(&mut network.workloads, address, &old);
+            }
+        }
+        if let Some(names) = self.names.get_mut(&old.namespace) {
+            take(names, &*old.name, &old);
+            if names.is_empty() {
+                self.names.remove(&old.namespace);
             }
         }
         for (key, _) in &old.services {
@@ -202,6 +212,12 @@ impl AddressIndex {
 
     pub(crate) fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(uid).map(|held| &held.value)
+    }
+
+    /// The workloads of a namespace that have this name, in whatever cluster.
+    pub(crate) fn workloads_named(&self, namespace: &str, name: &str) -> &[Arc<Workload>] {
+        let named = self.names.get(namespace).and_then(|names| names.get(name));
+        named.map_or(&[], OneOrMore::as_slice)
     }
 
     pub(crate) fn workloads(&self) -> impl Iterator<Item = &Held<Workload>> {

@@ -299,23 +299,18 @@ impl Store {
     /// The workload of a pod, as the agent names it. Of pods of the same name in several
     /// clusters that in `cluster_id`.
     pub fn pod(&self, cluster_id: &str, namespace: &str, name: &str) -> Option<Arc<Workload>> {
-        let is_it = |workload: &Workload| {
-            *workload.name == *name
-                && *workload.namespace == *namespace
-                && (*workload.cluster_id == *cluster_id || workload.cluster_id.is_empty())
-        };
+        let usual = format!("{cluster_id}//Pod/{namespace}/{name}");
         let state = self.read();
-        let usual = state
+        let mut here = state
             .addresses
-            .workload(&format!("{cluster_id}//Pod/{namespace}/{name}"));
-        if let Some(workload) = usual.filter(|workload| is_it(workload)) {
-            return Some(workload.clone());
-        }
-        state
-            .addresses
-            .workloads()
-            .map(|held| &held.value)
-            .find(|w| is_it(w))
+            .workloads_named(namespace, name)
+            .iter()
+            .filter(|workload| {
+                *workload.cluster_id == *cluster_id || workload.cluster_id.is_empty()
+            });
+        here.clone()
+            .find(|workload| *workload.uid == *usual)
+            .or_else(|| here.next())
             .cloned()
     }
 

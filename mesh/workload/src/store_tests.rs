@@ -74,6 +74,39 @@ fn a_replaced_workload_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_pod_is_found_by_its_name_whatever_its_uid_and_that_of_its_own_cluster_first() {
+    let named = |uid: &str, cluster: &str, address| proto::Workload {
+        uid: uid.to_owned(),
+        cluster_id: cluster.to_owned(),
+        ..pod("a", address)
+    };
+    let store = store([
+        named("x", "elsewhere", "10.0.0.1").resource(),
+        named("y", "Kubernetes", "10.0.0.2").resource(),
+    ]);
+    let found = |store: &Store| {
+        store
+            .pod("Kubernetes", "shop", "a")
+            .map(|w| w.uid.to_string())
+    };
+    assert_eq!(found(&store).as_deref(), Some("y"));
+    // The one that is called as the mesh's own control plane does comes first.
+    let usual = named(&uid("a"), "Kubernetes", "10.0.0.3");
+    assert_eq!(store.apply_addresses(&[usual.resource()], &[]), []);
+    assert_eq!(found(&store), Some(uid("a")));
+    store.apply_addresses(&[], &[uid("a")]);
+    assert_eq!(found(&store).as_deref(), Some("y"));
+    // Of another name now.
+    let renamed = proto::Workload {
+        name: "b".to_owned(),
+        ..named("y", "Kubernetes", "10.0.0.2")
+    };
+    assert_eq!(store.apply_addresses(&[renamed.resource()], &[]), []);
+    assert_eq!(found(&store), None);
+    assert!(store.pod("Kubernetes", "shop", "b").is_some());
+}
+
+#[test]
 fn removals_go_by_uid_and_by_namespace_and_hostname() {
     let store = store([
         pod("a", "10.0.0.1").resource(),
