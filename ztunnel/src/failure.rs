@@ -120,14 +120,7 @@ impl Failure {
             Self::NoCertificate { .. } => "IDENTITY",
             Self::Connect { .. } => "CONNECT",
             Self::Distrusted(_) => "TLS_FAILURE",
-            Self::Tunnel(OpenError::Status { status, .. }) => match status.as_u16() {
-                401 => "DENY",
-                503 => "CONNECT",
-                _ => "HTTP2_FAILURE",
-            },
-            Self::Tunnel(OpenError::Handshake { .. } | OpenError::Identity { .. }) => "TLS_FAILURE",
-            Self::Tunnel(OpenError::Connect { .. } | OpenError::ConnectTimeout { .. }) => "CONNECT",
-            Self::Tunnel(_) => "HTTP2_FAILURE",
+            Self::Tunnel(error) => tunnel_flag(error),
             Self::GivenUp => "CLIENT_GONE",
             Self::Broken { .. } => "BROKEN",
             Self::Cut(_) => "CUT",
@@ -137,6 +130,24 @@ impl Failure {
     /// Whether it is somebody's attempt to do what isn't allowed, to be logged as a warning.
     pub fn is_denial(&self) -> bool {
         matches!(self.flag(), "DENY" | "REFUSED")
+    }
+}
+
+fn tunnel_flag(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Status { status, .. } => match status.as_u16() {
+            401 => "DENY",
+            503 => "CONNECT",
+            _ => "HTTP2_FAILURE",
+        },
+        OpenError::Handshake { .. } | OpenError::Identity { .. } => "TLS_FAILURE",
+        OpenError::Connect { source, .. } => {
+            // A tunnel within a gateway's: it is the outer one that was not made.
+            let outer = source.get_ref().and_then(|inner| inner.downcast_ref());
+            outer.map_or("CONNECT", tunnel_flag)
+        }
+        OpenError::ConnectTimeout { .. } => "CONNECT",
+        _ => "HTTP2_FAILURE",
     }
 }
 
@@ -177,5 +188,188 @@ fn denial(reason: &Reason) -> String {
         // Not reasons of a denial.
         Reason::NoAllowPolicy => "no policy applies".to_owned(),
         Reason::Allowed { policy, rule } => format!("allowed by policy {policy} (rule {rule})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use seine_hbone::StreamError;
+    use seine_policy::PolicyKey;
+
+    use super::*;
+
+    fn tunnel(error: fn(SocketAddr, Arc<io::Error>) -> OpenError) -> Failure {
+        let source = Arc::new(io::Error::other("x"));
+        Failure::Tunnel(error(([10, 0, 0, 2], 15008).into(), source))
+    }
+
+    fn status(status: StatusCode) -> Failure {
+        let peer = ([10, 0, 0, 2], 15008).into();
+        Failure::Tunnel(OpenError::Status { peer, status })
+    }
+
+    /// What dashboards, alerts and people go by, each with whose fault it is and whether it is a denial.
+    #[test]
+    fn every_failure_has_its_flag_and_somebody_whose_fault_it_is() {
+        use Fault::{Downstream, Internal, Upstream};
+        let at: SocketAddr = ([10, 0, 0, 2], 80).into();
+        let limit = Duration::from_secs(1);
+        let denied = || Reason::Denied {
+            policy: PolicyKey {
+                namespace: "shop".into(),
+                name: "no".into(),
+            },
+            rule: 0,
+        };
+        let lost = || StreamError::TunnelLost("x".into());
+        for (failure, flag, fault, denial) in [
+            (Failure::Denied(denied()), "DENY", Downstream, true),
+            (Failure::Revoked(denied()), "DENY", Downstream, true),
+            (
+                Failure::Distrusted("x".into()),
+                "TLS_FAILURE",
+                Downstream,
+                false,
+            ),
+            (
+                Failure::NoOriginalDestination(at),
+                "REFUSED",
+                Downstream,
+                true,
+            ),
+            (Failure::OwnAddress(at), "REFUSED", Downstream, true),
+            (
+                Failure::NotThisPod {
+                    authority: at.to_string(),
+                    pod: "b".into(),
+                },
+                "REFUSED",
+                Downstream,
+                true,
+            ),
+            (
+                Failure::Unavailable("x".into()),
+                "NO_ENDPOINT",
+                Upstream,
+                false,
+            ),
+            (Failure::Limit, "LIMIT", Downstream, false),
+            (
+                Failure::Connect {
+                    to: at,
+                    source: io::ErrorKind::ConnectionRefused.into(),
+                },
+                "CONNECT",
+                Upstream,
+                false,
+            ),
+            (
+                Failure::NoCertificate {
+                    identity: "x".into(),
+                    reason: "x".into(),
+                },
+                "IDENTITY",
+                Internal,
+                false,
+            ),
+            (Failure::GivenUp, "CLIENT_GONE", Downstream, false),
+            (
+                Failure::Broken {
+                    text: "x".into(),
+                    fault: Upstream,
+                },
+                "BROKEN",
+                Upstream,
+                false,
+            ),
+            (Failure::Cut("pod"), "CUT", Internal, false),
+            (status(StatusCode::UNAUTHORIZED), "DENY", Upstream, true),
+            (
+                status(StatusCode::SERVICE_UNAVAILABLE),
+                "CONNECT",
+                Upstream,
+                false,
+            ),
+            (
+                status(StatusCode::BAD_REQUEST),
+                "HTTP2_FAILURE",
+                Upstream,
+                false,
+            ),
+            (
+                tunnel(|peer, source| OpenError::Handshake { peer, source }),
+                "TLS_FAILURE",
+                Upstream,
+                false,
+            ),
+            (
+                tunnel(|peer, _| OpenError::Identity {
+                    peer,
+                    found: "x".into(),
+                }),
+                "TLS_FAILURE",
+                Upstream,
+                false,
+            ),
+            (
+                tunnel(|peer, source| OpenError::Connect { peer, source }),
+                "CONNECT",
+                Upstream,
+                false,
+            ),
+            (
+                Failure::Tunnel(OpenError::ConnectTimeout { peer: at, limit }),
+                "CONNECT",
+                Upstream,
+                false,
+            ),
+            (
+                Failure::Tunnel(OpenError::ResponseTimeout { peer: at, limit }),
+                "HTTP2_FAILURE",
+                Upstream,
+                false,
+            ),
+            (
+                Failure::Tunnel(OpenError::Tunnel {
+                    peer: at,
+                    source: lost(),
+                    unsent: true,
+                }),
+                "HTTP2_FAILURE",
+                Upstream,
+                false,
+            ),
+            (
+                Failure::Tunnel(OpenError::Draining),
+                "HTTP2_FAILURE",
+                Internal,
+                false,
+            ),
+        ] {
+            assert_eq!(
+                (failure.flag(), failure.fault(), failure.is_denial()),
+                (flag, fault, denial),
+                "{failure:?}"
+            );
+            assert!(!failure.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn an_end_in_order_is_no_failure_and_a_reset_is_whose_side_it_was() {
+        let end = |how| CopyEnd {
+            how,
+            forth: 0,
+            back: 0,
+        };
+        assert!(Failure::of_copy(&end(Ended::Finished), Role::Outbound).is_none());
+        let idle = Ended::Idle(Duration::from_secs(60));
+        let failure = Failure::of_copy(&end(idle), Role::Outbound).unwrap();
+        assert_eq!(failure.flag(), "BROKEN");
+        assert!(
+            failure.to_string().contains("nothing moved for 60s"),
+            "{failure}"
+        );
     }
 }

@@ -325,6 +325,7 @@ mod tests {
     #[tokio::test]
     async fn pods_that_a_snapshot_does_not_name_are_removed_at_its_end() {
         if !privileged() {
+            println!("SKIPPED what a snapshot removes: it needs root");
             return;
         }
         let folder = tempfile::tempdir().unwrap();

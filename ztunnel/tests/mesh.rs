@@ -12,6 +12,7 @@ use seine_proto::security::Match;
 use seine_proto::security::string_match::MatchType;
 use seine_proto::workload::ApplicationTunnel;
 use seine_proto::workload::application_tunnel::Protocol;
+use seine_ztunnel::config::MetricNames;
 use seine_ztunnel::telemetry::count_traffic;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -307,8 +308,16 @@ async fn the_bytes_of_a_live_connection_are_counted_once_and_before_its_end() {
     let sent = ["seine_sent_bytes_total", "outbound"];
     for total in ["3", "6"] {
         exchange(&mut stream, b"abc").await.unwrap();
-        count_traffic(&a.shared.connections);
-        assert!(a.metric(&sent).await.ends_with(&format!(" {total}")));
+        // The client may have them before the proxy has noted it.
+        let counted = async {
+            while !a.metrics().lines().any(|line| {
+                sent.iter().all(|word| line.contains(word)) && line.ends_with(&format!(" {total}"))
+            }) {
+                count_traffic(&a.shared.connections);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(5), counted).await.expect(total);
     }
     drop(stream);
     a.metric(&["seine_connections_closed_total"]).await;
@@ -503,4 +512,37 @@ async fn a_pod_that_comes_back_elsewhere_is_served_anew_and_its_old_connections_
     exchange(&mut a.connect(server).await, b"after")
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_go_by_the_names_that_were_asked_for() {
+    let ours = "seine_connections_opened_total{";
+    let theirs = "istio_tcp_connections_opened_total{";
+    for (names, shown, hidden) in [
+        (MetricNames::Seine, &[ours][..], &["istio_tcp"][..]),
+        (
+            MetricNames::Istio,
+            &[theirs],
+            &["seine_connections", "seine_sent"],
+        ),
+        (MetricNames::Both, &[ours, theirs], &[]),
+    ] {
+        let mesh = Mesh::new();
+        let resources = [
+            workload_of("a", mesh.ip(1), true, |_| ()),
+            workload_of("b", mesh.ip(2), false, |_| ()),
+        ];
+        let a = mesh
+            .pod("a", 1, &resources, |config| config.metric_names = names)
+            .await;
+        let mut stream = a.connect(echo(mesh.ip(2)).await).await;
+        exchange(&mut stream, b"hello").await.unwrap();
+        let page = a.metrics();
+        for name in shown {
+            assert!(page.contains(name), "{names:?} without {name}");
+        }
+        for name in hidden {
+            assert!(!page.contains(name), "{names:?} with {name}");
+        }
+    }
 }
