@@ -407,7 +407,7 @@ mod tests {
     async fn keys_are_taken_from_nobody_whom_another_than_the_agent_introduced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover");
-        let mut agent = Agent::at(&path);
+        let agent = Agent::at(&path);
         let poses = AgentSocket::new(&path, Some("/no/such/cgroup"));
         let certificates = manager(None);
         // It waits for the agent, and says nothing to who is not.

@@ -250,7 +250,7 @@ mod tests {
     use seine_proto::zds::{AddWorkload, DelWorkload, KeepWorkload, SnapshotSent, WorkloadInfo};
 
     use super::*;
-    use crate::seqpacket::SeqPacketListener;
+    use crate::seqpacket::{SeqPacket, SeqPacketListener};
 
     #[derive(Default)]
     struct Recorded(Mutex<Vec<String>>);

@@ -1,17 +1,20 @@
 //! The metrics of connections, under our names and under those that existing dashboards know.
 //!
 //! Labels name workloads by what made them, never pods or addresses, and the number of label sets has a bound: beyond
-//! it, new ones are counted together as `other`. So memory is bounded whoever connects.
+//! it, new ones are counted together as `other`. So memory is bounded whoever connects. At the bound, those that nobody
+//! has used for long make room.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::time::Instant;
 
 use crate::config::MetricNames;
 use crate::connection::{ConnectionInfo, Direction, Live, Party, Security};
@@ -20,6 +23,10 @@ use crate::failure::{Failure, fault_name};
 
 /// Label sets of connections at most. 10,000 are about 20 MB of metrics page.
 const MAX_LABEL_SETS: usize = 10_000;
+/// Unused for so long, a label set may make room for others: longer than any rate that dashboards show.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+/// At the bound, how often it is looked for such.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 type Labels = Vec<(Cow<'static, str>, Cow<'static, str>)>;
 type Counters = Family<Labels, Counter>;
@@ -31,7 +38,21 @@ pub(super) struct Metrics {
     tunnels_refused: Family<Labelled, Counter>,
     dns: Family<Labelled, Counter>,
     audited: Counters,
-    known: Mutex<HashSet<Labels>>,
+    known: Mutex<Known>,
+}
+
+/// The label sets that there are.
+#[derive(Debug, Default)]
+struct Known {
+    sets: HashMap<Labels, Use>,
+    swept: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Use {
+    last: Instant,
+    /// Shared with the live connections that are counted under it.
+    live: Arc<()>,
 }
 
 /// One label, whose values are few and known.
@@ -41,6 +62,8 @@ type Labelled = [(&'static str, &'static str); 1];
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     counters: Vec<(Counter, Counter)>,
+    /// Keeps their label sets.
+    held: Vec<Arc<()>>,
     sent: AtomicU64,
     received: AtomicU64,
 }
@@ -78,6 +101,16 @@ struct Names {
 }
 
 impl Names {
+    fn all(&self) -> [&Counters; 5] {
+        [
+            &self.opened,
+            &self.closed,
+            &self.failed,
+            &self.sent,
+            &self.received,
+        ]
+    }
+
     fn register(registry: &mut Registry, prefix: &str) -> Self {
         let sub = registry.sub_registry_with_prefix(prefix);
         let names = Self {
@@ -173,8 +206,9 @@ impl Metrics {
 
     pub(super) fn opened(&self, live: &Live) {
         let mut traffic = Traffic::default();
-        self.count(&live.info, None, |names, labels| {
+        self.count(&live.info, None, |names, labels, held| {
             names.opened.get_or_create(labels).inc();
+            traffic.held.push(held);
             traffic.counters.push((
                 names.sent.get_or_create_owned(labels),
                 names.received.get_or_create_owned(labels),
@@ -185,14 +219,14 @@ impl Metrics {
     }
 
     pub(super) fn closed(&self, live: &Live, failure: Option<&Failure>) {
-        self.count(&live.info, failure, |names, labels| {
+        self.count(&live.info, failure, |names, labels, _| {
             names.closed.get_or_create(labels).inc();
         });
         Traffic::count(live);
     }
 
     pub(super) fn failed(&self, info: &ConnectionInfo, failure: &Failure) {
-        self.count(info, Some(failure), |names, labels| {
+        self.count(info, Some(failure), |names, labels, _| {
             names.failed.get_or_create(labels).inc();
         });
     }
@@ -206,7 +240,7 @@ impl Metrics {
             ),
             ("would".into(), would.into()),
         ];
-        self.audited.get_or_create(&self.bounded(labels)).inc();
+        self.audited.get_or_create(&self.bounded(labels).0).inc();
     }
 
     pub(super) fn tunnel_refused(&self, reason: &'static str) {
@@ -228,30 +262,60 @@ impl Metrics {
         &self,
         info: &ConnectionInfo,
         failure: Option<&Failure>,
-        mut add: impl FnMut(&Names, &Labels),
+        mut add: impl FnMut(&Names, &Labels, Arc<()>),
     ) {
         if let Some(names) = &self.seine {
-            add(names, &self.bounded(own_labels(info, failure)));
+            let (labels, held) = self.bounded(own_labels(info, failure));
+            add(names, &labels, held);
         }
         if let Some(names) = &self.istio {
-            add(names, &self.bounded(dashboard_labels(info, failure)));
+            let (labels, held) = self.bounded(dashboard_labels(info, failure));
+            add(names, &labels, held);
         }
     }
 
-    /// The labels, or one common set once there are too many.
-    fn bounded(&self, labels: Labels) -> Labels {
+    /// The labels, or one common set once there are too many; and what keeps them as long as it lives.
+    fn bounded(&self, labels: Labels) -> (Labels, Arc<()>) {
         let mut known = self.known.lock();
-        if known.contains(&labels) {
-            return labels;
+        let now = Instant::now();
+        if let Some(used) = known.sets.get_mut(&labels) {
+            used.last = now;
+            return (labels, used.live.clone());
         }
-        if known.len() >= MAX_LABEL_SETS {
-            return labels
-                .into_iter()
-                .map(|(key, _)| (key, "other".into()))
-                .collect();
+        if known.sets.len() >= MAX_LABEL_SETS {
+            self.make_room(&mut known, now);
         }
-        known.insert(labels.clone());
-        labels
+        if known.sets.len() >= MAX_LABEL_SETS {
+            let other = labels.into_iter().map(|(key, _)| (key, "other".into()));
+            return (other.collect(), Arc::default());
+        }
+        let live = Arc::default();
+        let used = Use {
+            last: now,
+            live: Arc::clone(&live),
+        };
+        known.sets.insert(labels.clone(), used);
+        (labels, live)
+    }
+
+    /// Takes away what was counted under label sets that nobody has used for long. To a scraper they end.
+    fn make_room(&self, known: &mut Known, now: Instant) {
+        if known.swept.is_some_and(|at| now < at + SWEEP_EVERY) {
+            return;
+        }
+        known.swept = Some(now);
+        known.sets.retain(|labels, used| {
+            let keep = now < used.last + MAX_AGE || Arc::strong_count(&used.live) > 1;
+            if !keep {
+                for names in self.seine.iter().chain(&self.istio) {
+                    for family in names.all() {
+                        family.remove(labels);
+                    }
+                }
+                self.audited.remove(labels);
+            }
+            keep
+        });
     }
 }
 
@@ -390,22 +454,44 @@ impl Who {
 mod tests {
     use super::*;
 
-    #[test]
-    fn label_sets_beyond_the_bound_are_counted_together() {
+    #[tokio::test(start_paused = true)]
+    async fn label_sets_beyond_the_bound_are_counted_together_until_old_ones_make_room() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry, MetricNames::Seine);
         let labels = |n: usize| -> Labels { vec![("a".into(), n.to_string().into())] };
-        for n in 0..MAX_LABEL_SETS {
-            assert_eq!(metrics.bounded(labels(n)), labels(n));
+        let opened = |n: usize| {
+            let (labels, held) = metrics.bounded(labels(n));
+            metrics
+                .seine
+                .as_ref()
+                .unwrap()
+                .opened
+                .get_or_create(&labels)
+                .inc();
+            (labels, held)
+        };
+        let live = opened(0).1;
+        for n in 1..MAX_LABEL_SETS {
+            assert_eq!(opened(n).0, labels(n));
         }
-        assert_eq!(
-            metrics.bounded(labels(MAX_LABEL_SETS)),
-            vec![("a".into(), "other".into())]
+        let other: Labels = vec![("a".into(), "other".into())];
+        assert_eq!(opened(MAX_LABEL_SETS).0, other);
+        assert_eq!(opened(7).0, labels(7), "those that are known go on");
+
+        tokio::time::advance(MAX_AGE / 2).await;
+        opened(8);
+        assert_eq!(opened(MAX_LABEL_SETS).0, other, "none is old enough");
+        tokio::time::advance(MAX_AGE / 2).await;
+        assert_eq!(opened(MAX_LABEL_SETS).0, labels(MAX_LABEL_SETS));
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        let shown =
+            |n: usize| page.contains(&format!("seine_connections_opened_total{{a=\"{n}\"}}"));
+        assert!(!shown(7), "it is old");
+        assert!(
+            shown(8) && shown(0),
+            "one was used, one has a live connection"
         );
-        assert_eq!(
-            metrics.bounded(labels(7)),
-            labels(7),
-            "those that are known go on"
-        );
+        drop(live);
     }
 }
