@@ -75,9 +75,13 @@ pub struct Files {
 impl Place {
     async fn source(&self) -> anyhow::Result<Source> {
         match self {
-            Self::Files(files) => Source::directory(files.objects.clone())
-                .await
-                .context("opening the objects' directory"),
+            Self::Files(files) => {
+                // Beside the keys, which is all else that is to outlive the process.
+                let memory = files.ca.join("last-good-objects");
+                Source::directory(files.objects.clone(), Some(memory))
+                    .await
+                    .context("opening the objects' directory")
+            }
             Self::Cluster(cluster) => {
                 Ok(Source::cluster(cluster.client.clone(), Scope::Cluster).await)
             }

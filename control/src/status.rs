@@ -4,7 +4,7 @@
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
 use seine_objects::{
-    ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    InForce, ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::Serialize;
 
@@ -85,7 +85,21 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let condition = condition("AdmitsMesh", false, "TunnelBlocked", message, generation);
         report.push(status("NetworkPolicy", key, vec![condition]));
     }
-    report.extend(problems.iter().map(problem_status));
+    for problem in problems {
+        let status = problem_status(problem);
+        if problem.in_force == InForce::StandIn {
+            // What the other conditions are about is not what its user wrote.
+            let same = |other: &&mut ObjectStatus| {
+                (&other.kind, &other.namespace, &other.name)
+                    == (&status.kind, &status.namespace, &status.name)
+            };
+            for stand_in in report.iter_mut().filter(same) {
+                let conditions = &mut stand_in.conditions;
+                conditions.retain(|condition| condition.kind != "Accepted");
+            }
+        }
+        report.push(status);
+    }
     report
 }
 

@@ -341,7 +341,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
     };
     tokio::pin!(stop);
     let (source, cluster) = match args.directory {
-        Some(directory) => (Source::directory(directory).await?, None),
+        Some(directory) => (Source::directory(directory, None).await?, None),
         None => {
             let cluster = args.cluster.connect(&args.chain.own_namespace).await?;
             let scope = Scope::Node(args.node.clone());

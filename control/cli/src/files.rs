@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use seine_objects::{Object, ObjectKey, ObjectSet, Problem, parse_text};
+use seine_objects::{InForce, Object, ObjectKey, ObjectSet, Problem, parse_text};
 use serde_json::{Value, json};
 
 /// What was found in files or in a cluster.
@@ -143,7 +143,7 @@ impl Objects {
             generation: None,
             field: None,
             message: error.to_string(),
-            last_good_kept: false,
+            in_force: InForce::Nothing,
         });
     }
 }

@@ -333,7 +333,7 @@ mod tests {
     use crate::publish::held_map::Replica;
     use crate::translate::Settings;
     use crate::xds::server::Clients;
-    use seine_objects::ObjectSet;
+    use seine_objects::{InForce, ObjectSet};
     use tokio::time::{sleep, timeout};
 
     const POLICY: &str = "/apis/policy.seine.dev/v1alpha1/namespaces/shop/meshtls/p";
@@ -477,7 +477,7 @@ spec: {hostNetwork: true, containers: []}
             generation: Some(2),
             field: Some("spec.mode".into()),
             message: "is no mode".into(),
-            last_good_kept: true,
+            in_force: InForce::LastGood,
         };
         world.problems.send_replace(Arc::new(vec![problem]));
         world.until("Accepted", "is no mode").await;

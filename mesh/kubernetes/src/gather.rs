@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use seine_objects::{Invalid, Kind, ObjectKey, ObjectSet, Problem};
+use seine_objects::{InForce, Invalid, Kind, ObjectKey, ObjectSet, Problem};
 use tokio::sync::{mpsc::Receiver, watch::Sender};
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
@@ -103,9 +103,30 @@ impl Gathering {
     fn take_invalid(&mut self, invalid: Invalid, generation: Option<i64>) {
         let key = invalid.key.clone().unwrap_or_default();
         self.name(invalid.kind, &key);
-        let last_good_kept = self.objects.contains(invalid.kind, &key);
-        let problems: Vec<_> = invalid.problems(generation, last_good_kept).collect();
-        let held = self.problems.entry((invalid.kind, key)).or_default();
+        let id = (invalid.kind, key);
+        let stands_in = self.problems.get(&id).is_some_and(|problems| {
+            let first = problems.first();
+            first.is_some_and(|problem| problem.in_force == InForce::StandIn)
+        });
+        let in_force = match &invalid.stand_in {
+            _ if self.objects.contains(id.0, &id.1) && !stands_in => InForce::LastGood,
+            // There may have been a good version before this process watched, and what it denied must
+            // not be allowed now.
+            Some(object) => {
+                if !self.objects.holds(&id.1, object) {
+                    Arc::make_mut(&mut self.objects).insert(id.1.clone(), object.clone());
+                }
+                InForce::StandIn
+            }
+            None => {
+                if stands_in {
+                    Arc::make_mut(&mut self.objects).remove(id.0, &id.1);
+                }
+                InForce::Nothing
+            }
+        };
+        let problems: Vec<_> = invalid.problems(generation, in_force).collect();
+        let held = self.problems.entry(id).or_default();
         if *held != problems {
             for problem in &problems {
                 warn!("{problem}");
@@ -149,7 +170,7 @@ impl Gathering {
 
 #[cfg(test)]
 mod tests {
-    use seine_objects::parse_object;
+    use seine_objects::{parse_object, policy::Mode};
     use serde_json::{Value, json};
     use tokio::sync::{mpsc, watch};
     use tokio::time::{sleep, timeout};
@@ -251,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_object_that_becomes_invalid_keeps_its_last_good_version() {
+    async fn an_invalid_object_is_its_last_good_version_or_a_stand_in() {
         let mut bed = Bed::new(&[Kind::MeshTls]);
         for report in [
             Report::Listing,
@@ -261,26 +282,28 @@ mod tests {
         ] {
             bed.tls(report).await;
         }
-        assert_eq!(bed.next().await.unwrap().mesh_tls.len(), 1);
+        let first = bed.next().await.unwrap();
+        // Nobody knows what `b` was before: it is the strictest that it can have been.
+        let stand_in = &first.mesh_tls[&ObjectKey::new("shop", "b")];
+        assert_eq!(stand_in.spec.mode, Some(Mode::Strict));
         let problem = bed.problems.borrow_and_update()[0].clone();
         assert_eq!(problem.object.as_deref(), Some("MeshTLS shop/b"));
         assert_eq!(
-            (problem.generation, problem.last_good_kept),
-            (Some(2), false)
+            (problem.generation, problem.in_force),
+            (Some(2), InForce::StandIn)
         );
 
         bed.tls(mode("a", "Odd")).await;
         assert!(bed.next().await.is_none());
-        let kept: Vec<_> = bed
-            .problems
-            .borrow()
-            .iter()
-            .map(|p| p.last_good_kept)
-            .collect();
-        assert_eq!(kept, [true, false]);
+        bed.tls(mode("b", "Odder")).await;
+        assert!(bed.next().await.is_none());
+        let kept: Vec<_> = bed.problems.borrow().iter().map(|p| p.in_force).collect();
+        assert_eq!(kept, [InForce::LastGood, InForce::StandIn]);
 
         bed.tls(mode("b", "Permissive")).await;
-        assert_eq!(bed.next().await.unwrap().mesh_tls.len(), 2);
+        let valid = bed.next().await.unwrap();
+        let mode = valid.mesh_tls[&ObjectKey::new("shop", "b")].spec.mode;
+        assert_eq!((valid.mesh_tls.len(), mode), (2, Some(Mode::Permissive)));
         bed.tls(Report::Unknown).await;
         assert!(bed.next().await.unwrap().mesh_tls.is_empty());
         assert!(bed.problems.borrow().is_empty());

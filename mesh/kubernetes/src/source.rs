@@ -18,13 +18,17 @@ pub enum Source {
 }
 
 impl Source {
-    /// Reads all of the folder once.
+    /// Reads all of the folder once. `memory`: [`DirectoryOptions::memory`].
     ///
     /// # Errors
     ///
     /// If it can't be opened or watched.
-    pub async fn directory(path: PathBuf) -> Result<Self, SourceError> {
-        let open = move || DirectorySource::open(path, DirectoryOptions::default());
+    pub async fn directory(path: PathBuf, memory: Option<PathBuf>) -> Result<Self, SourceError> {
+        let options = DirectoryOptions {
+            memory,
+            ..DirectoryOptions::default()
+        };
+        let open = move || DirectorySource::open(path, options);
         let opened = tokio::task::spawn_blocking(open).await;
         Ok(Self::Directory(opened.expect("it does not panic")?))
     }

@@ -3,8 +3,9 @@
 //! One thread owns the files' state; it wakes on file events, on a slow timer and when the source
 //! is dropped, and publishes a new [`ObjectSet`] when something changed. What always holds: an
 //! object leaves the set only when a readable file no longer has it (or its file is gone), never
-//! because something became invalid.
+//! because something became invalid; with [`DirectoryOptions::memory`] across a restart too.
 
+mod memory;
 mod state;
 
 use std::{
@@ -23,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::{ObjectSet, Problem};
+use memory::Memory;
 use state::DirectoryState;
 
 /// A folder of YAML files, watched for changes.
@@ -45,6 +47,8 @@ pub struct DirectoryOptions {
     pub at_most: Duration,
     /// Everything is looked through this often even without an event.
     pub rescan: Duration,
+    /// A folder of its own for the last good objects of each file.
+    pub memory: Option<PathBuf>,
 }
 
 impl Default for DirectoryOptions {
@@ -53,6 +57,7 @@ impl Default for DirectoryOptions {
             quiet: Duration::from_millis(20),
             at_most: Duration::from_millis(200),
             rescan: Duration::from_secs(5),
+            memory: None,
         }
     }
 }
@@ -123,7 +128,14 @@ impl DirectorySource {
             .watch(&directory, RecursiveMode::Recursive)
             .map_err(|error| watch_error(error.to_string()))?;
 
-        let mut state = DirectoryState::new(directory.clone());
+        let unreadable = |source| SourceError::Unreadable {
+            path: options.memory.clone().unwrap_or_default(),
+            source,
+        };
+        let memory = options.memory.clone().map(Memory::open).transpose();
+        let mut state = memory
+            .and_then(|memory| DirectoryState::new(directory.clone(), memory))
+            .map_err(unreadable)?;
         state.rescan(&[]);
         let (objects_out, objects) = watch::channel(state.objects());
         let (problems_out, problems) = watch::channel(state.problems());

@@ -24,5 +24,5 @@ mod set;
 pub use directory::{DirectoryOptions, DirectorySource, SourceError};
 pub use enrolment::{Enrolment, EnrolmentSettings, Refusal, enrolment};
 pub use k8s_openapi;
-pub use parse::{Invalid, Kind, Object, ParsedFile, Problem, parse_object, parse_text};
+pub use parse::{InForce, Invalid, Kind, Object, ParsedFile, Problem, parse_object, parse_text};
 pub use set::{ObjectKey, ObjectSet, Objects};

@@ -81,6 +81,22 @@ impl Object {
             Self::MeshTls(_) => Kind::MeshTls,
         }
     }
+
+    /// As the API has it, with `apiVersion` and `kind`.
+    pub(crate) fn to_value(&self) -> Value {
+        let value = match self {
+            Self::Namespace(object) => serde_json::to_value(&**object),
+            Self::Node(object) => serde_json::to_value(&**object),
+            Self::Pod(object) => serde_json::to_value(&**object),
+            Self::Service(object) => serde_json::to_value(&**object),
+            Self::EndpointSlice(object) => serde_json::to_value(&**object),
+            Self::ServiceAccount(object) => serde_json::to_value(&**object),
+            Self::NetworkPolicy(object) => serde_json::to_value(&**object),
+            Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
+            Self::MeshTls(object) => serde_json::to_value(&**object),
+        };
+        value.expect("objects have text for keys, and serialize")
+    }
 }
 
 /// Something that is wrong with an object, or with the file that it should come from.
@@ -98,8 +114,20 @@ pub struct Problem {
     pub field: Option<String>,
     /// What is wrong.
     pub message: String,
-    /// An earlier, good version of the object (or of the file's objects) stays in force.
-    pub last_good_kept: bool,
+    /// What holds instead.
+    pub in_force: InForce,
+}
+
+/// What holds in the place of an object that is invalid.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InForce {
+    /// Nothing of it: no earlier version is known.
+    #[default]
+    Nothing,
+    /// The last good version of the object (or of the file's objects).
+    LastGood,
+    /// A [stand-in](Invalid::stand_in): whether there was a good version is not known.
+    StandIn,
 }
 
 impl fmt::Display for Problem {
@@ -118,10 +146,11 @@ impl fmt::Display for Problem {
             write!(f, "{field}: ")?;
         }
         write!(f, "{}", self.message)?;
-        if self.last_good_kept {
-            write!(f, " (the last good version stays in force)")?;
+        match self.in_force {
+            InForce::Nothing => Ok(()),
+            InForce::LastGood => f.write_str(" (the last good version stays in force)"),
+            InForce::StandIn => f.write_str(" (until it is valid, what it selects is denied)"),
         }
-        Ok(())
     }
 }
 
@@ -170,6 +199,7 @@ pub fn parse_object(kind: Kind, mut value: Value) -> Result<(ObjectKey, Object),
     let invalid = |key, field: &str, message: String| Invalid {
         kind,
         key,
+        stand_in: None,
         errors: vec![FieldError {
             field: field.into(),
             message,
@@ -205,18 +235,19 @@ pub fn parse_object(kind: Kind, mut value: Value) -> Result<(ObjectKey, Object),
         // It changes with every write, also of what is not kept.
         metadata.remove("resourceVersion");
     }
-    match build(kind, value) {
+    match build(kind, &value) {
         Ok(object) => Ok((key, object)),
         Err(errors) => Err(Invalid {
             kind,
             key: Some(key),
             errors,
+            stand_in: policy::stand_in(kind, &value),
         }),
     }
 }
 
 /// An object that can't be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Invalid {
     /// Its kind.
     pub kind: Kind,
@@ -224,6 +255,9 @@ pub struct Invalid {
     pub key: Option<ObjectKey>,
     /// What is wrong; at least one.
     pub errors: Vec<FieldError>,
+    /// Of a policy: one that denies what this one selects (a `MeshTLS`: its plaintext), as far as that
+    /// can be read. It is for a source that can't know whether a good version was in force.
+    pub stand_in: Option<Object>,
 }
 
 impl Invalid {
@@ -232,6 +266,7 @@ impl Invalid {
         Self {
             kind,
             key: None,
+            stand_in: None,
             errors: vec![FieldError {
                 field: String::new(),
                 message: error.to_string(),
@@ -243,7 +278,7 @@ impl Invalid {
     pub fn problems(
         &self,
         generation: Option<i64>,
-        last_good_kept: bool,
+        in_force: InForce,
     ) -> impl Iterator<Item = Problem> {
         self.errors.iter().map(move |error| Problem {
             file: PathBuf::new(),
@@ -252,7 +287,7 @@ impl Invalid {
             generation,
             field: Some(error.field.clone()).filter(|field| !field.is_empty()),
             message: error.message.clone(),
-            last_good_kept,
+            in_force,
         })
     }
 
@@ -286,7 +321,7 @@ impl Parsing {
             generation: None,
             field,
             message,
-            last_good_kept: false,
+            in_force: InForce::Nothing,
         };
         self.parsed.problems.push(problem);
     }
@@ -337,7 +372,7 @@ impl Parsing {
     }
 }
 
-fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
+pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
     Some(match (api_version, kind) {
         ("v1", "Namespace") => Kind::Namespace,
         ("v1", "Node") => Kind::Node,
@@ -352,7 +387,7 @@ fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
     })
 }
 
-fn build(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
+fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
     Ok(match kind {
         Kind::Namespace => Object::Namespace(core(value)?),
         Kind::Node => Object::Node(core(value)?),
@@ -375,12 +410,12 @@ fn build(kind: Kind, value: Value) -> Result<Object, Vec<FieldError>> {
 }
 
 fn core<T: DeserializeOwned + Metadata<Ty = ObjectMeta>>(
-    value: Value,
+    value: &Value,
 ) -> Result<Arc<T>, Vec<FieldError>> {
     typed(value).map(Arc::new)
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Vec<FieldError>> {
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Vec<FieldError>> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let field = match error.path().to_string() {
             path if path == "." => String::new(),

@@ -8,8 +8,8 @@ use std::{
     sync::Arc,
 };
 
-use super::{is_hidden, is_object_file};
-use crate::{Kind, Object, ObjectKey, ObjectSet, Problem, parse_text};
+use super::{is_hidden, is_object_file, memory::Memory};
+use crate::{InForce, Kind, Object, ObjectKey, ObjectSet, Problem, parse_text};
 
 /// Larger files are refused.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -21,12 +21,16 @@ pub(super) struct DirectoryState {
     walk_problems: Vec<Problem>,
     objects: Arc<ObjectSet>,
     problems: Arc<Vec<Problem>>,
+    memory: Option<Memory>,
 }
+
+/// The objects of a file, with their lines.
+pub(super) type FileObjects = BTreeMap<(Kind, ObjectKey), (Object, u64)>;
 
 /// A file as it was when last read.
 struct FileState {
     stamp: Option<Stamp>,
-    objects: BTreeMap<(Kind, ObjectKey), (Object, u64)>,
+    objects: FileObjects,
     problems: Vec<Problem>,
 }
 
@@ -40,14 +44,25 @@ struct Stamp {
 }
 
 impl DirectoryState {
-    pub(super) fn new(directory: PathBuf) -> Self {
-        Self {
+    /// With a memory, each file begins as it is remembered.
+    pub(super) fn new(directory: PathBuf, memory: Option<Memory>) -> io::Result<Self> {
+        let remembered = memory.as_ref().map_or(Ok(Vec::new()), Memory::recall)?;
+        let files = remembered.into_iter().map(|(file, objects)| {
+            let state = FileState {
+                stamp: None,
+                objects,
+                problems: Vec::new(),
+            };
+            (directory.join(file), state)
+        });
+        Ok(Self {
+            files: files.collect(),
             directory,
-            files: BTreeMap::new(),
             walk_problems: Vec::new(),
             objects: Arc::default(),
             problems: Arc::default(),
-        }
+            memory,
+        })
     }
 
     pub(super) fn objects(&self) -> Arc<ObjectSet> {
@@ -65,15 +80,19 @@ impl DirectoryState {
         walk.folder(&self.directory, 0);
         let touched: BTreeSet<_> = touched.iter().map(PathBuf::as_path).collect();
 
-        let before = self.files.len();
+        let mut changed = self.walk_problems != walk.problems;
         self.files.retain(|path, _| {
-            walk.files.contains_key(path)
+            let stays = walk.files.contains_key(path)
                 || walk
                     .unreadable
                     .iter()
-                    .any(|folder| path.starts_with(folder))
+                    .any(|folder| path.starts_with(folder));
+            if let (false, Some(memory)) = (stays, &self.memory) {
+                memory.forget(relative(path, &self.directory));
+            }
+            changed |= !stays;
+            stays
         });
-        let mut changed = self.files.len() != before || self.walk_problems != walk.problems;
         self.walk_problems = walk.problems;
         for (path, stamp) in walk.files {
             let known = self.files.get(&path);
@@ -83,6 +102,11 @@ impl DirectoryState {
                 continue;
             }
             let read = read_file(&path, stamp, known);
+            if let Some(memory) = &self.memory
+                && known.is_none_or(|known| known.objects != read.objects)
+            {
+                memory.remember(relative(&path, &self.directory), &read.objects);
+            }
             self.files.insert(path, read);
             changed = true;
         }
@@ -107,7 +131,7 @@ impl DirectoryState {
                         generation: None,
                         field: None,
                         message: format!("is defined in {} already, which counts", owner.display()),
-                        last_good_kept: false,
+                        in_force: InForce::Nothing,
                     });
                     continue;
                 }
@@ -119,6 +143,10 @@ impl DirectoryState {
         self.objects = Arc::new(set);
         self.problems = Arc::new(problems);
     }
+}
+
+fn relative<'a>(path: &'a Path, directory: &Path) -> &'a Path {
+    path.strip_prefix(directory).unwrap_or(path)
 }
 
 fn read_file(path: &Path, stamp: Stamp, known: Option<&FileState>) -> FileState {
@@ -134,7 +162,10 @@ fn read_file(path: &Path, stamp: Stamp, known: Option<&FileState>) -> FileState 
             generation: None,
             field: None,
             message,
-            last_good_kept: known.is_some_and(|file| !file.objects.is_empty()),
+            in_force: match known {
+                Some(file) if !file.objects.is_empty() => InForce::LastGood,
+                _ => InForce::Nothing,
+            },
         }],
     };
     if stamp.size > MAX_FILE_BYTES {
@@ -161,7 +192,7 @@ fn read_file(path: &Path, stamp: Stamp, known: Option<&FileState>) -> FileState 
                 generation: None,
                 field: None,
                 message: "is defined twice in this file; the first counts".into(),
-                last_good_kept: false,
+                in_force: InForce::Nothing,
             });
         } else {
             objects.insert((kind, key), (object, line));
@@ -174,7 +205,7 @@ fn read_file(path: &Path, stamp: Stamp, known: Option<&FileState>) -> FileState 
             let name = format!("{} {}", id.0, id.1);
             for problem in &mut problems {
                 if problem.object.as_ref().is_none_or(|object| *object == name) {
-                    problem.last_good_kept = true;
+                    problem.in_force = InForce::LastGood;
                 }
             }
         }
@@ -238,7 +269,7 @@ impl Walk {
             generation: None,
             field: None,
             message: error.to_string(),
-            last_good_kept: true,
+            in_force: InForce::LastGood,
         });
     }
 }

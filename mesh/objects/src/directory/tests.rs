@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::ObjectKey;
+use crate::{InForce, ObjectKey};
 
 const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
 
@@ -100,7 +100,7 @@ async fn an_invalid_object_keeps_its_last_good_version_and_the_others_go_on() {
     assert_eq!(problems[0].object.as_deref(), Some("Service shop/a"));
     assert_eq!(problems[0].field.as_deref(), Some("spec.ports[0].port"));
     assert_eq!(problems[0].line, Some(5));
-    assert!(problems[0].last_good_kept);
+    assert_eq!(problems[0].in_force, InForce::LastGood);
 
     fs::write(&file, service("a", "2")).unwrap();
     until(&source, |set| names(set) == ["a"]).await;
@@ -137,7 +137,7 @@ async fn a_file_broken_halfway_takes_nothing_away() {
     };
     assert_eq!((port("a"), port("b")), (2, 1));
     let problems = until_problems(&source, 1).await;
-    assert!(problems[0].last_good_kept);
+    assert_eq!(problems[0].in_force, InForce::LastGood);
     assert!(
         problems[0].line.is_some_and(|line| (6..=8).contains(&line)),
         "{problems:?}"
@@ -171,10 +171,50 @@ fn a_folder_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn what_is_invalid_at_the_start_is_as_an_earlier_start_knew_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let memory = tempfile::tempdir().unwrap();
+    let start = || {
+        let memory = Memory::open(memory.path().into()).unwrap();
+        let mut state = DirectoryState::new(directory.path().into(), Some(memory)).unwrap();
+        state.rescan(&[]);
+        (names(&state.objects()).join(" "), state.problems())
+    };
+    let below = directory.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let (one, other) = (directory.path().join("a.yaml"), below.join("b.yaml"));
+    fs::write(&one, service("a", "1") + &service("b", "1")).unwrap();
+    fs::write(&other, service("c", "1")).unwrap();
+    assert_eq!(start().0, "a b c");
+
+    // An invalid object that was never a good one has nothing to stay.
+    fs::write(&one, service("a", "x") + &service("d", "x")).unwrap();
+    fs::write(&other, "kind: [").unwrap();
+    for _ in 0..2 {
+        let (names, problems) = start();
+        assert_eq!(names, "a c");
+        let in_force: Vec<_> = problems.iter().map(|problem| problem.in_force).collect();
+        let kept = InForce::LastGood;
+        assert_eq!(in_force, [kept, InForce::Nothing, kept]);
+    }
+
+    fs::remove_file(&other).unwrap();
+    fs::write(&one, service("d", "1")).unwrap();
+    assert_eq!(start().0, "d");
+    fs::write(&one, "kind: [").unwrap();
+    fs::write(&other, "kind: [").unwrap();
+    assert_eq!(
+        start().0,
+        "d",
+        "what was gone in between does not come back"
+    );
+}
+
+#[test]
 fn a_folder_that_vanishes_takes_nothing_away() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.yaml"), service("a", "1")).unwrap();
-    let mut state = DirectoryState::new(directory.path().into());
+    let mut state = DirectoryState::new(directory.path().into(), None).unwrap();
     state.rescan(&[]);
     directory.close().unwrap();
     state.rescan(&[]);

@@ -7,6 +7,7 @@
 mod authorization;
 mod mesh_tls;
 mod selector;
+mod stand_in;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::CustomResourceExt as _;
@@ -20,6 +21,7 @@ pub use authorization::{
 };
 pub use mesh_tls::{MeshTls, MeshTlsSpec, Mode, PortMode};
 pub use selector::{Operator, Requirement, Selector};
+pub(crate) use stand_in::stand_in;
 
 /// API group of every policy.
 pub const GROUP: &str = "policy.seine.dev";
