@@ -78,6 +78,7 @@ impl Admin {
                 "acceptedGeneration": stream.accepted_generation,
                 "acceptedResources": stream.accepted(),
                 "rejectedResources": stream.rejected().collect::<Vec<_>>(),
+                "perhapsRejectedResources": stream.perhaps_rejected().collect::<Vec<_>>(),
                 "acks": stream.counts.0,
                 "nacks": stream.counts.1,
                 "lastRejection": stream.last_rejection,

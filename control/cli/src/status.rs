@@ -147,9 +147,10 @@ impl Status {
             let rejection = streams
                 .iter()
                 .filter(|stream| {
-                    stream["rejectedResources"]
-                        .as_array()
-                        .is_some_and(|names| !names.is_empty())
+                    ["rejectedResources", "perhapsRejectedResources"]
+                        .iter()
+                        .filter_map(|list| stream[*list].as_array())
+                        .any(|names| !names.is_empty())
                 })
                 .find_map(|stream| stream["lastRejection"].as_str());
             let text = |field: &str| client[field].as_str().unwrap_or_default().to_owned();

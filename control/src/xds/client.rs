@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
+use prost::Message as _;
 use seine_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use seine_proto::extensions::RefusedResources;
+use seine_proto::{REFUSED_RESOURCES_TYPE, rpc};
 use thiserror::Error;
 
 use super::{ResourceType, Snapshot};
@@ -40,8 +43,8 @@ pub struct TypeStream {
     told_missing: HashSet<String>,
     /// What it was last sent or said that it holds, by name.
     held: HashMap<Arc<str>, Arc<str>>,
-    /// Versions in `held` that it rejected.
-    rejected: HashMap<Arc<str>, Arc<str>>,
+    /// Names in `held` of whose version it has not said that it applied it.
+    rejected: HashMap<Arc<str>, Rejected>,
     /// Everything up to this generation was sent; 0: compare everything.
     generation: u64,
     /// Removals were kept back at `generation`.
@@ -49,7 +52,7 @@ pub struct TypeStream {
     /// It has had an answer.
     answered: bool,
     in_flight: Option<InFlight>,
-    /// Generation of the last response that it accepted.
+    /// It has accepted everything of its type up to this generation.
     pub accepted_generation: u64,
     /// Responses that it accepted and rejected.
     pub counts: (u64, u64),
@@ -57,6 +60,14 @@ pub struct TypeStream {
     pub last_rejection: Option<String>,
     /// The nonce of the last response.
     pub last_nonce: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rejected {
+    /// It named it.
+    Named,
+    /// It rejected a response without a word on what of it it has applied all the same.
+    Perhaps,
 }
 
 #[derive(Debug)]
@@ -168,7 +179,20 @@ impl TypeStream {
 
     /// Names whose latest version the client rejected.
     pub fn rejected(&self) -> impl Iterator<Item = &str> {
-        self.rejected.keys().map(|name| &**name)
+        self.rejected_so(Rejected::Named)
+    }
+
+    /// Names of which some were rejected: the client didn't say which.
+    pub fn perhaps_rejected(&self) -> impl Iterator<Item = &str> {
+        self.rejected_so(Rejected::Perhaps)
+    }
+
+    fn rejected_so(&self, how: Rejected) -> impl Iterator<Item = &str> {
+        let so = self
+            .rejected
+            .iter()
+            .filter(move |(_, found)| **found == how);
+        so.map(|(name, _)| &**name)
     }
 
     /// It holds everything that it should hold of this generation, as far as it has said.
@@ -212,23 +236,31 @@ impl TypeStream {
             match request.error_detail {
                 None => {
                     self.counts.0 += 1;
-                    self.accepted_generation = sent.generation;
                     for name in &sent.names {
                         self.rejected.remove(name);
                     }
                     if self.rejected.is_empty() {
+                        self.accepted_generation = sent.generation;
                         self.last_rejection = None;
                     }
                 }
                 Some(error) => {
                     self.counts.1 += 1;
-                    // It may have applied the good ones, but it doesn't say which.
+                    let refused = refused(&error, &sent);
+                    let said = format!("{} (code {})", error.message, error.code);
+                    self.last_rejection = Some(match (&refused, sent.names.len()) {
+                        (None, 2..) => format!("some of {} resources: {said}", sent.names.len()),
+                        _ => said,
+                    });
+                    // The good ones of a response are applied all the same.
                     for name in sent.names {
-                        if let Some(version) = self.held.get(&name) {
-                            self.rejected.insert(name, version.clone());
-                        }
+                        let rejected = match &refused {
+                            Some(names) if !names.contains(&*name) => continue,
+                            Some(_) => Rejected::Named,
+                            None => Rejected::Perhaps,
+                        };
+                        self.rejected.insert(name, rejected);
                     }
-                    self.last_rejection = Some(format!("{} (code {})", error.message, error.code));
                 }
             }
         }
@@ -294,6 +326,9 @@ impl TypeStream {
         }
         self.generation = snapshot.generation;
         if updates.is_empty() && removals.is_empty() && missing.is_empty() && self.answered {
+            if self.rejected.is_empty() && !self.removals_wait {
+                self.accepted_generation = snapshot.generation;
+            }
             return None;
         }
         let resources = snapshot.of(kind);
@@ -402,6 +437,23 @@ impl TypeStream {
             .collect();
         plan.removals.sort();
     }
+}
+
+/// The resources of the response that the client says it refused; `None` if it doesn't say.
+fn refused(error: &rpc::Status, sent: &InFlight) -> Option<HashSet<String>> {
+    if let [only] = &sent.names[..] {
+        return Some([only.to_string()].into());
+    }
+    let mut details = error.details.iter();
+    let detail = details.find(|detail| detail.type_url == REFUSED_RESOURCES_TYPE)?;
+    let names: HashSet<_> = RefusedResources::decode(&*detail.value)
+        .ok()?
+        .names
+        .into_iter()
+        .collect();
+    // Of none of them: then it is about something that we don't know of.
+    let any = sent.names.iter().any(|name| names.contains(&**name));
+    any.then_some(names)
 }
 
 #[derive(Default)]

@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use prost::Message as _;
 use prost_types::value::Kind;
-use prost_types::{Struct, Value};
+use prost_types::{Any, Struct, Value};
 use seine_proto::core::Node;
 use seine_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use seine_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, rpc};
+use seine_proto::extensions::RefusedResources;
+use seine_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED_RESOURCES_TYPE, rpc};
 
 use crate::handler::Refused;
 
@@ -165,7 +167,7 @@ impl Protocol {
             error_detail: (!refused.is_empty()).then(|| rpc::Status {
                 code: INVALID_ARGUMENT,
                 message: detail(refused),
-                details: Vec::new(),
+                details: vec![names(refused)],
             }),
             ..Default::default()
         }
@@ -183,6 +185,15 @@ impl Protocol {
     /// What was refused and not replaced or removed since.
     pub fn refused(&self) -> &BTreeMap<String, String> {
         &self.refused
+    }
+}
+
+/// For a control plane that wants to know which of the others are applied.
+fn names(refused: &[Refused]) -> Any {
+    let names = refused.iter().map(|refused| refused.name.clone()).collect();
+    Any {
+        type_url: REFUSED_RESOURCES_TYPE.to_owned(),
+        value: RefusedResources { names }.encode_to_vec(),
     }
 }
 
@@ -287,6 +298,9 @@ mod tests {
         assert_eq!(answer.response_nonce, "n1");
         let error = answer.error_detail.unwrap();
         assert_eq!((error.code, &*error.message), (3, "b: bad; c: worse"));
+        assert_eq!(error.details[0].type_url, REFUSED_RESOURCES_TYPE);
+        let named = RefusedResources::decode(&*error.details[0].value).unwrap();
+        assert_eq!(named.names, ["b", "c"]);
         assert_eq!(protocol.refused().len(), 2);
 
         assert_eq!(
