@@ -5,7 +5,7 @@
 //! that. Those are named by what they say, so that all pods with the same mode share one; the names are none that an
 //! object can have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     ObjectKey, ObjectSet,
@@ -45,24 +45,23 @@ pub(super) fn translate(
         (created.is_none(), created, (*key).clone())
     });
     note_shadowed(&by_age, resources);
+    // With a selector, by the key: pods on which it has no effect, and what decides there instead.
+    let mut shadowed: BTreeMap<&ObjectKey, (usize, BTreeSet<&ObjectKey>)> = BTreeMap::new();
 
     for pod in &pods.list {
         let labels = pod.object.metadata.labels.as_ref();
-        let find = |namespace: &str, selected: bool| {
-            by_age.iter().find(|(key, object)| {
-                key.namespace == namespace
-                    && match &object.spec.selector {
-                        Some(selector) => selected && selector.matches(labels),
-                        None => !selected,
-                    }
-            })
-        };
-        let mut chain = vec![
-            find(&pod.key.namespace, true),
-            find(&pod.key.namespace, false),
-        ];
+        let all = |namespace, selected| holding(&by_age, namespace, labels, selected);
+        let mut selecting = all(&pod.key.namespace, true);
+        let mut chain = vec![selecting.next(), all(&pod.key.namespace, false).next()];
+        if let (Some((decides, _)), true) = (chain[0], pod.enrolled) {
+            for (key, _) in selecting {
+                let (pods, by) = shadowed.entry(key).or_default();
+                *pods += 1;
+                by.insert(decides);
+            }
+        }
         if pod.key.namespace != settings.root_namespace {
-            chain.push(find(&settings.root_namespace, false));
+            chain.push(all(&settings.root_namespace, false).next());
         }
         let chain: Vec<_> = chain.into_iter().flatten().collect();
         let effective = Effective::of(chain.iter().map(|(_, object)| object));
@@ -86,6 +85,32 @@ pub(super) fn translate(
             resources.authorizations.insert(name, authorization);
         }
     }
+    for (key, (pods, by)) in shadowed {
+        let by: Vec<_> = by.iter().map(ToString::to_string).collect();
+        if let Some(finding) = resources.findings.mesh_tls.get_mut(key) {
+            finding.notes.push(format!(
+                "is without effect on {pods} of the pods that it selects: older there is MeshTLS {}",
+                by.join(", ")
+            ));
+        }
+    }
+}
+
+/// Those of a namespace that hold for a pod with these labels, the one that decides first: with a
+/// selector or without.
+fn holding<'a>(
+    by_age: &'a [(&'a ObjectKey, &'a MeshTls)],
+    namespace: &'a str,
+    labels: Option<&'a BTreeMap<String, String>>,
+    selected: bool,
+) -> impl Iterator<Item = &'a (&'a ObjectKey, &'a MeshTls)> {
+    by_age.iter().filter(move |(key, object)| {
+        key.namespace == namespace
+            && match &object.spec.selector {
+                Some(selector) => selected && selector.matches(labels),
+                None => !selected,
+            }
+    })
 }
 
 /// A second `MeshTLS` without a selector in a namespace never decides anything.

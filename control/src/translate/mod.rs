@@ -119,7 +119,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     let services = service::translate(objects, settings);
     let pods = workload::translate(objects, &services, settings, &mut resources);
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
-    policy::translate(objects, &pods, settings, &mut resources);
+    policy::translate(objects, &services, &pods, settings, &mut resources);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
     resources.findings.network_policies = network_policies(objects, settings);
     for workload in resources.workloads.values_mut() {

@@ -3,8 +3,13 @@
 //! Each source of a rule becomes a rule of its own, since the wire can't say "or" above "and";
 //! each field becomes a clause. Service accounts and namespaces become principals of the mesh's
 //! own trust domain: the wire's own matches of them ignore the trust domain.
+//!
+//! A policy that is attached to services is about the ports that they lead to, which differ from pod
+//! to pod: it is one resource for each set of ports. And what an `Allow` is not about it must not
+//! deny, as on the wire every `Allow` does: on the ports of a pod that only attached ones are about, one
+//! more `Allow` lets everyone to the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     ObjectKey, ObjectSet,
@@ -24,38 +29,105 @@ pub const AUTHORIZATION_EXTENSION: &str = "seine.dev/authorization";
 /// Adds every policy, and its name to the workloads that it selects.
 pub(super) fn translate(
     objects: &ObjectSet,
+    services: &BTreeMap<ObjectKey, service::Translated>,
     pods: &Pods,
     settings: &Settings,
     resources: &mut Resources,
 ) {
+    // By the pod's uid: the ports that the Allows are about; `None`: all of them.
+    let mut allowed: BTreeMap<&str, Option<Ports>> = BTreeMap::new();
     for (key, policy) in &objects.authorization_policies {
         let mut finding = PolicyFinding::default();
-        let target = Target::resolve(key, policy, objects, settings, &mut finding);
-        let name = key.to_string();
-        let mut ports = BTreeSet::new();
-        for pod in pods.list.iter().filter(|pod| target.selects(pod)) {
+        let target = Target::resolve(key, policy, services, settings, &mut finding);
+        let enforced_allow = policy.spec.action == Action::Allow && !policy.spec.dry_run;
+        // The pods by the ports that the policy is about there.
+        let mut pods_by_ports: BTreeMap<Option<Ports>, Vec<&str>> = BTreeMap::new();
+        for pod in &pods.list {
+            let Some(ports) = target.ports_of(pod, resources) else {
+                continue;
+            };
             if !pod.enrolled {
                 finding.not_enrolled += 1;
                 continue;
             }
             finding.enrolled += 1;
-            if target.scope() == Scope::WorkloadSelector {
-                if let Some(workload) = resources.workloads.get_mut(&pod.uid) {
-                    workload.authorization_policies.push(name.clone());
-                }
-                ports.extend(target.service_ports(pod));
+            if enforced_allow {
+                let about = allowed.entry(&pod.uid).or_insert(Some(Ports::new()));
+                *about = match (about.take(), &ports) {
+                    (Some(others), Some(ports)) => Some(&others | ports),
+                    _ => None,
+                };
             }
+            pods_by_ports.entry(ports).or_default().push(&pod.uid);
         }
-        let attached = matches!(target, Target::Services(_)).then_some(&ports);
-        let authorization = compile(key, policy, target.scope(), attached, settings);
-        finding.unenforced = authorization.1;
-        finding.resources.insert(name.clone());
-        resources.authorizations.insert(name, authorization.0);
+        if pods_by_ports.is_empty() {
+            // Of no pod yet.
+            pods_by_ports.insert(target.of_nothing(), Vec::new());
+        }
+        let many = pods_by_ports.len() > 1;
+        for (ports, uids) in pods_by_ports {
+            let (mut authorization, unenforced) =
+                compile(key, policy, target.scope(), ports.as_ref(), settings);
+            if let (true, Some(ports)) = (many, &ports) {
+                authorization.name = format!("{}_on{}", key.name, joined(ports));
+            }
+            let name = format!("{}/{}", key.namespace, authorization.name);
+            if target.scope() == Scope::WorkloadSelector {
+                list(&name, uids, resources);
+            }
+            finding.unenforced = unenforced;
+            finding.resources.insert(name.clone());
+            resources.authorizations.insert(name, authorization);
+        }
         resources
             .findings
             .authorization_policies
             .insert(key.clone(), finding);
     }
+    for (uid, about) in allowed {
+        if let Some(ports) = about {
+            let authorization = allow_except(&ports, settings);
+            let name = format!("{}/{}", settings.root_namespace, authorization.name);
+            list(&name, vec![uid], resources);
+            resources.authorizations.insert(name, authorization);
+        }
+    }
+}
+
+/// Ports on which pods listen.
+type Ports = BTreeSet<u32>;
+
+/// Has workloads name a policy.
+fn list(policy: &str, uids: Vec<&str>, resources: &mut Resources) {
+    for uid in uids {
+        if let Some(workload) = resources.workloads.get_mut(uid) {
+            workload.authorization_policies.push(policy.to_owned());
+        }
+    }
+}
+
+/// Everyone may connect to all ports but these. Named by what it says, so that all pods with the same ports
+/// share it; the name is none that an object can have.
+fn allow_except(ports: &Ports, settings: &Settings) -> Authorization {
+    let clauses = match ports.is_empty() {
+        true => Vec::new(),
+        false => vec![clause(Match {
+            not_destination_ports: ports.iter().copied().collect(),
+            ..Default::default()
+        })],
+    };
+    Authorization {
+        name: format!("allow_except{}", joined(ports)),
+        namespace: settings.root_namespace.clone(),
+        scope: Scope::WorkloadSelector.into(),
+        action: security::Action::Allow.into(),
+        rules: vec![security::Rule { clauses }],
+        ..Default::default()
+    }
+}
+
+fn joined(ports: &Ports) -> String {
+    ports.iter().map(|port| format!("_{port}")).collect()
 }
 
 /// The pods that a policy holds for.
@@ -66,45 +138,39 @@ enum Target<'a> {
         namespace: Option<&'a str>,
         policy: &'a AuthorizationPolicy,
     },
-    /// The pods behind these services of the policy's namespace.
-    Services(
-        Vec<(
-            &'a str,
-            &'a seine_objects::k8s_openapi::api::core::v1::Service,
-        )>,
-    ),
+    /// The pods behind these services.
+    Services(Vec<&'a service::Translated>),
 }
 
 impl<'a> Target<'a> {
     fn resolve(
         key: &'a ObjectKey,
         policy: &'a AuthorizationPolicy,
-        objects: &'a ObjectSet,
+        services: &'a BTreeMap<ObjectKey, service::Translated>,
         settings: &Settings,
         finding: &mut PolicyFinding,
     ) -> Self {
         let root = key.namespace == settings.root_namespace;
         if !policy.spec.target_refs.is_empty() {
-            let mut services = Vec::new();
+            let mut found = Vec::new();
             for target in &policy.spec.target_refs {
-                let service = objects
-                    .services
-                    .get(&ObjectKey::new(&key.namespace, &target.name));
+                let service = services.get(&ObjectKey::new(&key.namespace, &target.name));
                 match (target.group.as_str(), target.kind.as_str(), service) {
                     ("" | "core", "Service", Some(service)) => {
-                        services.push((key.namespace.as_str(), &**service));
+                        found.push(service);
                     }
                     ("" | "core", "Service", None) => {
-                        finding
-                            .unresolved
-                            .push(format!("there is no Service {:?}", target.name));
+                        finding.unresolved.push(format!(
+                            "there is no Service {:?} with pods behind it",
+                            target.name
+                        ));
                     }
                     (group, kind, _) => finding.unresolved.push(format!(
                         "kind {kind:?} of group {group:?} can't be a target: use Service"
                     )),
                 }
             }
-            return Self::Services(services);
+            return Self::Services(found);
         }
         match (&policy.spec.selector, root) {
             (Some(_), true) => Self::Selected {
@@ -128,8 +194,10 @@ impl<'a> Target<'a> {
         }
     }
 
-    fn selects(&self, pod: &TranslatedPod) -> bool {
-        match self {
+    /// The ports of the pod that the policy is about; `Some(None)`: all of them; `None`: it doesn't
+    /// select the pod.
+    fn ports_of(&self, pod: &TranslatedPod, resources: &Resources) -> Option<Option<Ports>> {
+        let selected = match self {
             Self::Mesh => true,
             Self::Namespace(namespace) => pod.key.namespace == **namespace,
             Self::Selected { namespace, policy } => {
@@ -137,23 +205,24 @@ impl<'a> Target<'a> {
                 namespace.is_none_or(|namespace| pod.key.namespace == *namespace)
                     && selector.is_some_and(|s| s.matches(pod.object.metadata.labels.as_ref()))
             }
-            Self::Services(services) => services.iter().any(|(namespace, service)| {
-                pod.key.namespace == **namespace && service::selects(service, &pod.object)
-            }),
-        }
+            Self::Services(services) => {
+                // By selectors and by slices, as for whoever connects to them.
+                let led_to = &resources.workloads.get(&pod.uid)?.services;
+                let mut lists = services
+                    .iter()
+                    .filter_map(|service| led_to.get(&service.key))
+                    .peekable();
+                lists.peek()?;
+                let ports = lists.flat_map(|list| &list.ports);
+                return Some(Some(ports.map(|port| port.target_port).collect()));
+            }
+        };
+        selected.then_some(None)
     }
 
-    /// The ports of this pod to which the services lead.
-    fn service_ports(&self, pod: &TranslatedPod) -> Vec<u32> {
-        let Self::Services(services) = self else {
-            return Vec::new();
-        };
-        services
-            .iter()
-            .filter(|(_, service)| service::selects(service, &pod.object))
-            .flat_map(|(_, service)| service::ports_at(service, &pod.object).ports)
-            .map(|port| port.target_port)
-            .collect()
+    /// As [`Self::ports_of`] where there is no pod.
+    fn of_nothing(&self) -> Option<Ports> {
+        matches!(self, Self::Services(_)).then(Ports::new)
     }
 }
 
@@ -164,7 +233,7 @@ fn compile(
     key: &ObjectKey,
     policy: &AuthorizationPolicy,
     scope: Scope,
-    ports: Option<&BTreeSet<u32>>,
+    ports: Option<&Ports>,
     settings: &Settings,
 ) -> (Authorization, Vec<String>) {
     let spec = &policy.spec;

@@ -223,7 +223,10 @@ spec: {selector: {app: a}, ports: [{port: 80, targetPort: web}]}
     ]
     .concat();
     let resources = translated(&yaml);
-    assert_eq!(policies_of(&resources, "shop", "a"), ["shop/p"]);
+    assert_eq!(
+        policies_of(&resources, "shop", "a"),
+        ["seine-system/allow_except_8080", "shop/p"]
+    );
     assert!(policies_of(&resources, "shop", "b").is_empty());
     assert_eq!(
         text(&resources.authorizations["shop/p"]),
@@ -353,4 +356,157 @@ fn of_two_modes_for_a_namespace_the_older_decides_and_the_other_is_noted() {
     );
     let noted = &resources.findings.mesh_tls[&ObjectKey::new("shop", "a")].notes;
     assert!(noted[0].contains("shop/b"), "{noted:?}");
+}
+
+#[test]
+fn of_two_modes_that_select_a_pod_the_older_decides_and_the_other_is_noted() {
+    let of = |name: &str, year: u32, selector: &str| {
+        let spec = format!("{{mode: Strict, selector: {selector}}}");
+        let metadata = format!("name: {name}, creationTimestamp: '{year}-01-01T00:00:00Z',");
+        tls("shop", name, &spec).replace(&format!("name: {name},"), &metadata)
+    };
+    let both = "{matchExpressions: [{key: app, operator: Exists}]}";
+    let yaml = [
+        of("older", 2025, "{matchLabels: {app: a}}"),
+        of("newer", 2026, both),
+        pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+        pod("shop", "b", "10.0.0.2", "labels: {app: b}", ""),
+    ]
+    .concat();
+    let findings = translated(&yaml).findings.mesh_tls;
+    let finding = |name: &str| &findings[&ObjectKey::new("shop", name)];
+    assert_eq!(finding("older").notes, [""; 0]);
+    assert_eq!(
+        (finding("newer").enrolled, finding("older").enrolled),
+        (1, 1)
+    );
+    let note =
+        "is without effect on 1 of the pods that it selects: older there is MeshTLS shop/older";
+    assert_eq!(finding("newer").notes, [note]);
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn an_attached_policy_is_about_the_ports_of_each_pod_by_itself() {
+    let other = pod("shop", "b", "10.0.0.2", "labels: {app: a}", "").replace("8080", "9090");
+    let yaml = [
+        service(
+            "web",
+            "{selector: {app: a}, ports: [{port: 80, targetPort: web}]}",
+        ),
+        policy(
+            "shop",
+            "p",
+            "{action: Deny, targetRefs: [{kind: Service, name: web}], rules: [{}]}",
+        ),
+        pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+        other,
+    ]
+    .concat();
+    let resources = translated(&yaml);
+    for (name, port) in [("a", "8080"), ("b", "9090")] {
+        let policies = policies_of(&resources, "shop", name);
+        assert_eq!(policies, [format!("shop/p_on_{port}")]);
+        let found = &resources.authorizations[&policies[0]];
+        assert_eq!(text(found), format!("port {port}"));
+        assert_eq!(format!("{}/{}", found.namespace, found.name), policies[0]);
+    }
+    assert_eq!(resources.authorizations.len(), 2);
+    let finding = &resources.findings.authorization_policies[&ObjectKey::new("shop", "p")];
+    assert_eq!((finding.resources.len(), finding.enrolled), (2, 2));
+}
+
+#[test]
+fn a_policy_for_a_service_whose_slices_are_by_hand_covers_the_pods_that_they_name() {
+    let yaml = [
+        service("web", "{ports: [{port: 80}]}"),
+        "
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: '', port: 7070}]
+endpoints: [{addresses: [10.0.0.1]}]
+"
+        .into(),
+        policy(
+            "shop",
+            "p",
+            "{action: Deny, targetRefs: [{kind: Service, name: web}], rules: [{}]}",
+        ),
+        pod("shop", "a", "10.0.0.1", "", ""),
+        pod("shop", "b", "10.0.0.2", "", ""),
+    ]
+    .concat();
+    let resources = translated(&yaml);
+    assert_eq!(policies_of(&resources, "shop", "a"), ["shop/p"]);
+    assert!(policies_of(&resources, "shop", "b").is_empty());
+    assert_eq!(text(&resources.authorizations["shop/p"]), "port 7070");
+}
+
+#[test]
+fn an_attached_allow_leaves_ports_alone_that_no_allow_is_about() {
+    let base = [
+        service(
+            "web",
+            "{selector: {app: a}, ports: [{port: 80, targetPort: 8080}]}",
+        ),
+        service(
+            "admin",
+            "{selector: {app: a}, ports: [{port: 81, targetPort: 8081}]}",
+        ),
+        pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+        policy(
+            "shop",
+            "web",
+            "{targetRefs: [{kind: Service, name: web}], rules: [{}]}",
+        ),
+    ]
+    .concat();
+    let others = |more: &str| {
+        let resources = translated(&format!("{base}{more}"));
+        let name = |name: &&String| name.starts_with("seine-system/allow_except");
+        let names: Vec<_> = policies_of(&resources, "shop", "a");
+        let found = names.iter().find(name).cloned();
+        found.map(|name| text(&resources.authorizations[&name]))
+    };
+    let admin = policy(
+        "shop",
+        "admin",
+        "{targetRefs: [{kind: Service, name: admin}], rules: [{}]}",
+    );
+    let namespace = policy("shop", "all", "{rules: [{from: [{namespaces: [shop]}]}]}");
+    let cases = [
+        (String::new(), Some("not port 8080")),
+        (admin.clone(), Some("not port 8080,8081")),
+        // What is only tried out is about nothing.
+        (
+            admin.replace("{targetRefs", "{dryRun: true, targetRefs"),
+            Some("not port 8080"),
+        ),
+        // Another Allow is about every port.
+        (namespace.clone(), None),
+        (
+            namespace.replace("{rules", "{dryRun: true, rules"),
+            Some("not port 8080"),
+        ),
+        (
+            namespace.replace("{rules", "{action: Deny, rules"),
+            Some("not port 8080"),
+        ),
+        (namespace.replace("shop", "seine-system"), None),
+        (
+            namespace.replace("{rules", "{selector: {matchLabels: {app: a}}, rules"),
+            None,
+        ),
+    ];
+    for (more, expected) in cases {
+        assert_eq!(others(&more).as_deref(), expected, "{more}");
+    }
 }

@@ -11,6 +11,7 @@ use seine_e2e::manifests::{
 use seine_e2e::peer::report::{Asked, LiveEvent};
 use seine_e2e::{Bed, trials, until};
 use seine_lab::pcap::Capture;
+use seine_lab::protocol::Component;
 use serde_json::json;
 
 const SERVERS: [&str; 3] = ["echo:8080", "greet:8081", "http:8082"];
@@ -28,6 +29,8 @@ fn main() -> ExitCode {
             a_policy_that_only_audits_refuses_nothing_and_logs,
             a_policy_that_changes_closes_the_live_connections_it_forbids_and_no_others,
             a_policy_judges_the_original_port,
+            an_allow_policy_for_a_service_admits_whom_it_names_there_and_leaves_other_ports_alone,
+            a_policy_that_became_invalid_stays_in_force_over_a_restart_of_the_control_plane,
         ],
     )
 }
@@ -216,20 +219,88 @@ fn an_allow_policy_admits_only_whom_it_names(bed: &Bed) -> Result<()> {
 }
 
 fn a_policy_that_only_audits_refuses_nothing_and_logs(bed: &Bed) -> Result<()> {
-    let mut deny = authorization(
-        "mesh",
-        "would-deny",
-        "far",
-        "Deny",
-        json!([{"from": [{"serviceAccounts": ["other"]}]}]),
-    );
-    deny["spec"]["dryRun"] = true.into();
-    bed.during(&[deny], || {
-        until("the audit is logged", || {
-            bed.echoes("mesh/other", "far", 8080)?;
-            Ok(bed.ztunnel_lines(2, &["would-deny"])?.pop())
+    let policy = |name, action| {
+        let rules = json!([{"from": [{"serviceAccounts": ["other"]}]}]);
+        authorization("mesh", name, "far", action, rules)
+    };
+    let mut dry_run = policy("would-deny", "Deny");
+    dry_run["spec"]["dryRun"] = true.into();
+    for (policy, name) in [
+        (dry_run, "would-deny"),
+        (policy("audits", "Audit"), "audits"),
+    ] {
+        bed.during(&[policy], || {
+            until("the audit is logged", || {
+                bed.echoes("mesh/other", "far", 8080)?;
+                Ok(bed.ztunnel_lines(2, &[name])?.pop())
+            })?;
+            Ok(())
         })?;
-        Ok(())
+    }
+    Ok(())
+}
+
+fn an_allow_policy_for_a_service_admits_whom_it_names_there_and_leaves_other_ports_alone(
+    bed: &Bed,
+) -> Result<()> {
+    let mut allow = authorization(
+        "mesh",
+        "service-only-for-the-client",
+        "far",
+        "Allow",
+        json!([{"from": [{"serviceAccounts": ["client"]}]}]),
+    );
+    let spec = &mut allow["spec"];
+    spec.as_object_mut().context("a spec")?.remove("selector");
+    spec["targetRefs"] = json!([{"kind": "Service", "name": "far"}]);
+    bed.during(&[allow], || {
+        for port in [8080, 8081] {
+            refused(bed, "mesh/other", "far", port)?;
+        }
+        bed.echoes("mesh/client", "far", 8080)?;
+        // The service doesn't lead to this port.
+        let (v4, _) = bed.pod_ips("mesh/far")?;
+        let asked = bed.ask(
+            "mesh/other",
+            &v4.to_string(),
+            8082,
+            "GET / HTTP/1.1\r\n\r\n",
+        )?;
+        ensure!(asked.received.contains("200 OK"), "{asked:?}");
+        bed.echoes("mesh/other", "near", 8080).map(drop)
+    })
+}
+
+fn a_policy_that_became_invalid_stays_in_force_over_a_restart_of_the_control_plane(
+    bed: &Bed,
+) -> Result<()> {
+    let policy = |port: u32| {
+        let rules = json!([{"to": [{"ports": [port]}]}]);
+        authorization("mesh", "not-8081", "far", "Deny", rules)
+    };
+    bed.during(&[policy(8081)], || {
+        refused(bed, "mesh/client", "far", 8081)?;
+        bed.apply(&[policy(0)])?;
+        let process = bed.process(Component::Control, None)?;
+        bed.lab().restart(Component::Control, 1)?;
+        ensure!(
+            bed.process(Component::Control, None)? != process,
+            "it restarted"
+        );
+        // Its proxies are told of something newer, and the policy is none of what is taken away.
+        let after = authorization(
+            "mesh",
+            "not-near",
+            "near",
+            "Deny",
+            json!([{"to": [{"ports": [8080]}]}]),
+        );
+        bed.during(&[after], || {
+            refused(bed, "mesh/client", "near", 8080)?;
+            let asked = bed.ask("mesh/client", "far", 8081, "x")?;
+            ensure!(asked.was_refused(), "{asked:?}");
+            bed.echoes("mesh/client", "far", 8080).map(drop)
+        })
     })
 }
 
