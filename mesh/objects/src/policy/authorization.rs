@@ -7,6 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Errors, FieldError, PolicyStatus, Selector};
 
+// For the API server, which refuses by them what validation would refuse: never more than that, but less where a
+// pattern can't say it.
+const PRINCIPAL: &str = r"^(spiffe://)?(\*[^*]*|[^*]+\*|[^*]*/[^*]*)$";
+const SERVICE_ACCOUNT: &str = r"^([a-z0-9.-]+/)?[a-z0-9.-]+$";
+const NAMESPACE: &str = r"^(\*|[a-z0-9.-]+\*?)$";
+const IP_BLOCK: &str = r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$";
+
 /// Allows or denies connections to the pods that it selects.
 ///
 /// A connection is denied if any `Deny` policy matches it; else allowed if no `Allow` policy
@@ -24,9 +31,18 @@ use super::{Errors, FieldError, PolicyStatus, Selector};
     status = "PolicyStatus",
     derive = "PartialEq",
     category = "seine",
-    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.action"}"#
+    shortname = "azp",
+    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.action"}"#,
+    printcolumn = r#"{"name":"Dry-Run","type":"boolean","jsonPath":".spec.dryRun","priority":1}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
+    printcolumn = r#"{"name":"Enforced","type":"string","jsonPath":".status.conditions[?(@.type=='Enforced')].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.selector) || !has(self.targetRefs) || size(self.targetRefs) == 0",
+    "message": "targetRefs: not together with selector",
+}]))]
 pub struct AuthorizationPolicySpec {
     /// What becomes of a connection that a rule matches.
     #[serde(default)]
@@ -67,8 +83,10 @@ pub struct TargetRef {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
     /// `Service`; others are accepted and reported as not resolved.
+    #[schemars(length(min = 1))]
     pub kind: String,
     /// The object's name.
+    #[schemars(length(min = 1))]
     pub name: String,
 }
 
@@ -91,30 +109,39 @@ pub struct Rule {
 /// negative one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
 pub struct Source {
     /// SPIFFE ids, with or without `spiffe://`; `*` for any, `*x` and `x*` for an end or a start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = PRINCIPAL)))]
     pub principals: Vec<String>,
     /// As `principals`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = PRINCIPAL)))]
     pub not_principals: Vec<String>,
     /// `name` of the policy's own namespace, or `namespace/name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = SERVICE_ACCOUNT)))]
     pub service_accounts: Vec<String>,
     /// As `serviceAccounts`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = SERVICE_ACCOUNT)))]
     pub not_service_accounts: Vec<String>,
     /// Names; `*` for any, `x*` for a start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = NAMESPACE)))]
     pub namespaces: Vec<String>,
     /// As `namespaces`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = NAMESPACE)))]
     pub not_namespaces: Vec<String>,
     /// Addresses or CIDR blocks of the client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = IP_BLOCK)))]
     pub ip_blocks: Vec<String>,
     /// As `ipBlocks`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(regex(pattern = IP_BLOCK)))]
     pub not_ip_blocks: Vec<String>,
 }
 
@@ -124,12 +151,15 @@ pub struct Source {
 /// a field allows nothing, and a `Deny` rule with one denies as if the field were not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
 pub struct Operation {
     /// Ports on which the pod listens (not the service's).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 1)))]
     pub ports: Vec<u16>,
     /// As `ports`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 1)))]
     pub not_ports: Vec<u16>,
     /// HTTP methods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -159,8 +189,10 @@ pub struct Operation {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderMatch {
     /// The header's name.
+    #[schemars(length(min = 1))]
     pub name: String,
     /// Any of these; `*` as in `principals`.
+    #[schemars(length(min = 1))]
     pub values: Vec<String>,
 }
 

@@ -24,9 +24,17 @@ use super::{Errors, FieldError, PolicyStatus, Selector};
     status = "PolicyStatus",
     derive = "PartialEq",
     category = "seine",
-    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode"}"#
+    shortname = "mtls",
+    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type=='Accepted')].status"}"#,
+    printcolumn = r#"{"name":"Enforced","type":"string","jsonPath":".status.conditions[?(@.type=='Enforced')].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.mode) || (has(self.ports) && size(self.ports) > 0)",
+    "message": "says nothing: set mode or ports",
+}]))]
 pub struct MeshTlsSpec {
     /// Mode of every port that `ports` doesn't name; without it the next wider `MeshTLS` decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,6 +44,7 @@ pub struct MeshTlsSpec {
     pub selector: Option<Selector>,
     /// Modes of single ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"]))]
     pub ports: Vec<PortMode>,
 }
 
@@ -53,6 +62,7 @@ pub enum Mode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortMode {
     /// The port on which the pod listens (not the service's).
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// Its mode.
     pub mode: Mode,

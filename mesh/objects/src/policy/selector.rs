@@ -11,6 +11,10 @@ use super::Errors;
 /// Selects pods by their labels: every label and every expression must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+    "message": "selects nothing in particular: leave it out to mean the whole namespace",
+}]))]
 pub struct Selector {
     /// Labels that the pod must have with these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -23,8 +27,13 @@ pub struct Selector {
 /// One condition on a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+    "message": "In and NotIn need at least one value, Exists and DoesNotExist take none",
+}]))]
 pub struct Requirement {
     /// The label's name.
+    #[schemars(length(min = 1))]
     pub key: String,
     /// How its value is compared.
     pub operator: Operator,
