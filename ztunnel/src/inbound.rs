@@ -2,7 +2,7 @@
 //!
 //! One task drives a tunnel (`serve_tunnel`), one more each of its streams (`serve_stream`). In order: a slot for
 //! the handshake, TLS as the pod's identity, the slot is free, then for each CONNECT: is it for this pod, is the port not ours, does
-//! policy allow it, does the application accept. Only then 200.
+//! policy allow it, does the application accept, does policy still allow it. Only then 200.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -21,7 +21,7 @@ use crate::accept::{may_accept, next};
 use crate::connection::{ConnectionInfo, Direction, Party, Security};
 use crate::failure::Failure;
 use crate::interrupt::unless;
-use crate::judge::{Subject, judge, workload_at};
+use crate::judge::{Subject, judge, judge_entered, workload_at};
 use crate::pod::Pod;
 use crate::proxy_protocol;
 use crate::shared::Shared;
@@ -175,6 +175,7 @@ async fn serve_stream(
     };
     info.on_behalf_of = incoming.request.first_client.clone();
 
+    let since_verdict = shared.store.policies_changed();
     let cut = pod.life.cut().clone();
     let prepared = tokio::select! {
         prepared = prepare(&shared, &pod, local, &asked, &mut info) => prepared,
@@ -192,7 +193,14 @@ async fn serve_stream(
             return shared.telemetry.on_fail(&info, &failure);
         }
     };
-    let baggage = info
+    let open = shared.connections.open(info);
+    if let Err(failure) = judge_entered(&shared, &open, &since_verdict) {
+        incoming.reject(status(&failure));
+        refuse(application);
+        return shared.telemetry.on_fail(&open.info, &failure);
+    }
+    let baggage = open
+        .info
         .destination
         .workload
         .as_deref()
@@ -202,11 +210,9 @@ async fn serve_stream(
         Err(error) => {
             debug!(?pod, %peer, %error, "a client gave up");
             refuse(application);
-            return shared.telemetry.on_fail(&info, &Failure::GivenUp);
+            return shared.telemetry.on_fail(&open.info, &Failure::GivenUp);
         }
     };
-
-    let open = shared.connections.open(info);
     shared.telemetry.on_open(&open);
     let ended = async {
         tokio::select! {
@@ -254,13 +260,7 @@ async fn prepare(
     if pod.ports.contains(destination.port()) {
         return Err(Failure::OwnAddress(destination));
     }
-    let subject = Subject {
-        client: info.client,
-        destination,
-        peer: info.source.identity.as_ref(),
-        on_behalf_of: info.on_behalf_of.as_ref(),
-    };
-    let decision = judge(shared, pod, subject).await;
+    let decision = judge(shared, pod, Subject::of(info)).await;
     shared.telemetry.on_verdict(info, &decision);
     info.because = Some(decision.because.clone());
     if !decision.allowed {

@@ -12,11 +12,11 @@ use crate::connection::{ConnectionInfo, Direction, Party};
 use crate::failure::Failure;
 use crate::inbound::dial_application;
 use crate::interrupt::unless;
-use crate::judge::{Subject, judge, workload_at};
+use crate::judge::{Subject, judge, judge_entered, workload_at};
 use crate::limits::ConnectionSlot;
 use crate::pod::Pod;
 use crate::shared::Shared;
-use crate::sockets::{end_as_reset, unmapped};
+use crate::sockets::{end_as_reset, refuse, unmapped};
 use crate::workers::Place;
 
 /// Accepts plaintext to a pod until it ends.
@@ -58,6 +58,7 @@ async fn serve(
         workload: pod.workload(&shared),
     };
 
+    let since_verdict = shared.store.policies_changed();
     let cut = pod.life.cut().clone();
     let prepared = tokio::select! {
         prepared = prepare(&shared, &pod, own_port, &mut info) => prepared,
@@ -73,6 +74,11 @@ async fn serve(
     };
 
     let open = shared.connections.open(info);
+    if let Err(failure) = judge_entered(&shared, &open, &since_verdict) {
+        drop(tcp);
+        refuse(application);
+        return shared.telemetry.on_fail(&open.info, &failure);
+    }
     shared.telemetry.on_open(&open);
     let ended = async {
         tokio::select! {
@@ -101,13 +107,7 @@ async fn prepare(
     if loopback || info.original.port() == own_port || pod.ports.contains(info.original.port()) {
         return Err(Failure::OwnAddress(info.original));
     }
-    let subject = Subject {
-        client: info.client,
-        destination: info.original,
-        peer: None,
-        on_behalf_of: None,
-    };
-    let decision = judge(shared, pod, subject).await;
+    let decision = judge(shared, pod, Subject::of(info)).await;
     shared.telemetry.on_verdict(info, &decision);
     info.because = Some(decision.because.clone());
     if !decision.allowed {

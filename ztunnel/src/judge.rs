@@ -10,10 +10,12 @@ use std::time::Duration;
 use seine_identity::Identity;
 use seine_policy::{Applicable, Connection, Decision, verdict};
 use seine_workload::Workload;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::connection::Direction;
+use crate::connection::{ConnectionInfo, Direction, Live};
+use crate::failure::Failure;
 use crate::pod::Pod;
 use crate::shared::Shared;
 
@@ -31,6 +33,18 @@ pub struct Subject<'a> {
     pub peer: Option<&'a Identity>,
     /// For whom a waypoint says it asks. Honoured only from the waypoint that is bound to the port.
     pub on_behalf_of: Option<&'a Identity>,
+}
+
+impl<'a> Subject<'a> {
+    /// Of a connection towards a pod.
+    pub fn of(info: &'a ConnectionInfo) -> Self {
+        Self {
+            client: info.client,
+            destination: info.original,
+            peer: info.source.identity.as_ref(),
+            on_behalf_of: info.on_behalf_of.as_ref(),
+        }
+    }
 }
 
 /// Judges a connection, waiting for policies that are known by name alone for at most the configured time.
@@ -90,6 +104,27 @@ pub fn judge_now(
     }
 }
 
+/// Judges a connection again that has just been entered among the live ones, if the configuration has changed since
+/// before its verdict. While the application was dialled, [`rejudge_on_change`] did not see it; from now on it does.
+pub(crate) fn judge_entered(
+    shared: &Shared,
+    entered: &Live,
+    since_verdict: &watch::Receiver<u64>,
+) -> Result<(), Failure> {
+    // Fails only when the store is gone, which `shared` holds.
+    if !since_verdict.has_changed().unwrap_or(true) {
+        return Ok(());
+    }
+    let info = &entered.info;
+    let decision =
+        judge_now(shared, &info.pod, Subject::of(info)).unwrap_or_else(Decision::missing);
+    if decision.allowed {
+        Ok(())
+    } else {
+        Err(Failure::Denied(decision.because))
+    }
+}
+
 /// The workload that has an address on this node's network.
 pub fn workload_at(shared: &Shared, address: SocketAddr) -> Option<Arc<Workload>> {
     shared.store.workload_at(address.ip())
@@ -132,13 +167,7 @@ fn rejudge(shared: &Shared, overdue: bool) -> bool {
         if info.direction != Direction::Inbound || info.pod.workload(shared).is_none() {
             continue;
         }
-        let subject = Subject {
-            client: info.client,
-            destination: info.original,
-            peer: info.source.identity.as_ref(),
-            on_behalf_of: info.on_behalf_of.as_ref(),
-        };
-        let decision = match judge_now(shared, &info.pod, subject) {
+        let decision = match judge_now(shared, &info.pod, Subject::of(info)) {
             Ok(decision) => decision,
             Err(missing) if overdue => Decision::missing(missing),
             Err(_) => {

@@ -4,18 +4,19 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use seine_identity::testing::TestCa;
-use seine_proto::security::Match;
 use seine_proto::security::string_match::MatchType;
+use seine_proto::security::{Address, Match};
 use seine_proto::workload::ApplicationTunnel;
 use seine_proto::workload::application_tunnel::Protocol;
 use seine_ztunnel::config::MetricNames;
 use seine_ztunnel::telemetry::count_traffic;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// Client `a` and server `b`, both meshed, in one mesh.
@@ -240,6 +241,83 @@ async fn a_live_connection_ends_when_policy_no_longer_allows_it() {
     assert!(is_reset(&mut stream).await);
     b.metric(&["seine_connections_closed_total", "response_flags=\"DENY\""])
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_comes_while_the_application_is_dialled_holds_for_that_connection() {
+    let mesh = Mesh::new();
+    let resources = [
+        workload_of("a", mesh.ip(1), true, |_| ()),
+        workload_of("b", mesh.ip(2), true, |_| ()),
+    ];
+    let a = mesh.pod("a", 1, &resources, |_| ()).await;
+    let b = mesh
+        .pod("b", 2, &resources, |config| {
+            config.connect_timeout = Duration::from_secs(20)
+        })
+        .await;
+    let everybody = || Match {
+        source_ips: vec![Address {
+            address: vec![0; 4],
+            length: 0,
+        }],
+        ..Match::default()
+    };
+    for (plain, judged) in [(false, " 1"), (true, " 2")] {
+        // It would deny, in dry-run: what it counts tells that the connection was judged.
+        b.apply(&[policy("nobody", true, true, everybody())], &[]);
+        let busy = Busy::new(b.ip).await;
+        let dialled = if plain {
+            b.connect_plaintext(mesh.ip(9), busy.address).await
+        } else {
+            a.try_connect(busy.address).await
+        };
+        b.metric(&["seine_policy_audit_total", judged]).await;
+        b.apply(&[policy("nobody", true, false, everybody())], &[]);
+        // The round in which live connections are judged again passes.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut heard = busy.accept().await;
+        assert!(is_refused(dialled).await, "plaintext: {plain}");
+        assert!(is_reset(&mut heard).await, "plaintext: {plain}");
+    }
+}
+
+/// An application that has not the time to accept connections: its backlog is full.
+struct Busy {
+    listener: TcpListener,
+    address: SocketAddr,
+    waiting: Vec<TcpStream>,
+}
+
+impl Busy {
+    async fn new(ip: Ipv4Addr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((ip, 0).into()).unwrap();
+        // Linux lets one more wait than it is told.
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..2 {
+            waiting.push(TcpStream::connect(address).await.unwrap());
+        }
+        Self {
+            listener,
+            address,
+            waiting,
+        }
+    }
+
+    /// Has time again: the first connection after those that filled the backlog.
+    async fn accept(self) -> TcpStream {
+        for _ in &self.waiting {
+            self.listener.accept().await.unwrap();
+        }
+        timeout(Duration::from_secs(10), self.listener.accept())
+            .await
+            .unwrap()
+            .unwrap()
+            .0
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
