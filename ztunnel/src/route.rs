@@ -12,7 +12,9 @@ use seine_hbone::{
 };
 use seine_identity::{AcceptedIdentities, CertificateManager, Identity};
 use seine_telemetry::trace;
-use seine_workload::{Destination, Target, Transport, Upstream, Waypoint, Workload, WorkloadType};
+use seine_workload::{
+    Destination, HBONE_PORT, Target, Transport, Upstream, Waypoint, Workload, WorkloadType,
+};
 use tokio::net::TcpStream;
 
 use crate::connection::{ConnectionInfo, Security};
@@ -100,7 +102,7 @@ async fn to_workload(
             info.upstream = Some(to);
             plain(shared, pod, info.client, to).await
         }
-        Transport::Hbone { address: proxy } => {
+        Transport::Hbone => {
             info.security = Security::MutualTls;
             info.destination.identity = Some(upstream.workload.identity.clone());
             let to = address(&upstream.target).await?;
@@ -109,7 +111,7 @@ async fn to_workload(
                 shared,
                 pod,
                 info.client,
-                *proxy,
+                SocketAddr::new(to.ip(), HBONE_PORT),
                 upstream.identities(),
                 None,
             );

@@ -451,6 +451,32 @@ async fn an_unmeshed_destination_is_reached_in_plaintext() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_meshed_endpoint_that_is_known_by_name_alone_is_looked_up_and_reached_in_a_tunnel() {
+    let mesh = Mesh::new();
+    let server = echo(mesh.ip(2)).await;
+    let port = server.port();
+    let vip = mesh.ip(200);
+    let named = workload_of("b", mesh.ip(2), true, |w| {
+        w.addresses.clear();
+        w.hostname = mesh.ip(2).to_string();
+        backs(w, "web", 80, port);
+    });
+    let resources = [
+        workload_of("a", mesh.ip(1), true, |_| ()),
+        named,
+        service("web", vip, 80, port),
+    ];
+    let a = mesh.pod("a", 1, &resources, |_| ()).await;
+    let at_address = [workload_of("b", mesh.ip(2), true, |_| ())];
+    let _b = mesh.pod("b", 2, &at_address, |_| ()).await;
+    exchange(&mut a.connect((vip, 80).into()).await, b"named")
+        .await
+        .unwrap();
+    a.metric(&["seine_connections_opened_total", "mutual_tls", " 1"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_is_reached_by_the_endpoint_that_accepts() {
     let mesh = Mesh::new();
     let server = echo(mesh.ip(2)).await;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use seine_policy::{Applicable, Policy, Scope};
+use seine_proto::discovery::Resource;
 use seine_proto::security;
 
 use crate::index::Held;
@@ -20,27 +21,40 @@ pub(crate) struct PolicyIndex {
     /// Global ones and those of the namespace, made anew on any change.
     by_namespace: HashMap<Arc<str>, Arc<[Arc<Policy>]>>,
     global: Arc<[Arc<Policy>]>,
-    refused: HashMap<Arc<str>, RefusedScope>,
+    refused: HashMap<Arc<str>, Refused>,
     /// Whether the control plane, or the last good configuration, has said which there are.
     complete: bool,
+}
+
+/// A policy that was refused.
+struct Refused {
+    scope: RefusedScope,
+    /// As it came: a restart refuses it again, or is a newer version that understands it.
+    resource: Resource,
 }
 
 /// What a policy that can't be understood applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefusedScope {
+    /// Everything: it says so, or can't be understood so far.
     Global,
+    /// The namespace in its name.
     Namespace,
     /// Workloads name it themselves.
     Workload,
 }
 
 impl RefusedScope {
-    /// Of a message, if it could be decoded at all.
-    pub(crate) fn of(message: Option<&security::Authorization>) -> Self {
-        match message.map(|message| security::Scope::try_from(message.scope)) {
-            Some(Ok(security::Scope::Global)) => Self::Global,
-            Some(Ok(security::Scope::WorkloadSelector)) => Self::Workload,
-            Some(Ok(security::Scope::Namespace) | Err(_)) | None => Self::Namespace,
+    /// Of a resource by its name and message, if that could be decoded at all.
+    pub(crate) fn of(name: &str, message: Option<&security::Authorization>) -> Self {
+        let Some(message) = message else {
+            return Self::Global;
+        };
+        let own = namespaced(name).is_some_and(|(namespace, _)| namespace == message.namespace);
+        match security::Scope::try_from(message.scope) {
+            Ok(security::Scope::WorkloadSelector) => Self::Workload,
+            Ok(security::Scope::Namespace) if own => Self::Namespace,
+            Ok(security::Scope::Namespace | security::Scope::Global) | Err(_) => Self::Global,
         }
     }
 }
@@ -62,10 +76,17 @@ impl PolicyIndex {
     }
 
     /// Notes a policy that was refused, unless an earlier version of it is in force.
-    pub(crate) fn refuse(&mut self, name: &str, scope: RefusedScope) {
-        if !self.by_name.contains_key(name) {
-            self.refused.insert(name.into(), scope);
+    pub(crate) fn refuse(&mut self, resource: &Resource, scope: RefusedScope) {
+        if !self.by_name.contains_key(&*resource.name) {
+            let resource = resource.clone();
+            self.refused
+                .insert(resource.name.as_str().into(), Refused { scope, resource });
         }
+    }
+
+    /// Those that were refused, as they came.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = &Resource> {
+        self.refused.values().map(|refused| &refused.resource)
     }
 
     /// To be called after the last of a series of changes.
@@ -120,9 +141,9 @@ impl PolicyIndex {
             return Applicable::Ready(common.clone());
         }
         let mut missing: HashSet<Arc<str>> = HashSet::new();
-        for (name, scope) in &self.refused {
+        for (name, refused) in &self.refused {
             let namespace = namespaced(name).map(|(namespace, _)| namespace);
-            let applies = match scope {
+            let applies = match refused.scope {
                 RefusedScope::Global => true,
                 RefusedScope::Namespace => namespace == Some(&*workload.namespace),
                 RefusedScope::Workload => false,

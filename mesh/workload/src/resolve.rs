@@ -1,7 +1,7 @@
 //! Where a connection goes: from its original destination to what is dialled.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rand::Rng;
@@ -85,11 +85,8 @@ impl fmt::Display for Target {
 pub enum Transport {
     /// Plain TCP to the target.
     Tcp,
-    /// A CONNECT for the target to the proxy at this address.
-    Hbone {
-        /// The workload's address, port 15008.
-        address: SocketAddr,
-    },
+    /// A CONNECT for the target to the proxy at its address, port [`HBONE_PORT`].
+    Hbone,
     /// A CONNECT to the gateway of another network, and within it a second one to the workload.
     Gateway {
         /// The gateway's workload, for its identity.
@@ -258,7 +255,7 @@ fn to_service(
         },
     };
     let transport = if *workload.network == *question.network {
-        direct(workload, like)
+        direct(workload)
     } else {
         through_gateway(index, workload, service, question, random)?
     };
@@ -291,16 +288,15 @@ fn to_workload(
         workload: workload.clone(),
         service: None,
         target: Target::Address(question.destination),
-        transport: direct(workload, question.destination.ip()),
+        transport: direct(workload),
     }))
 }
 
-fn direct(workload: &Workload, like: IpAddr) -> Transport {
-    match workload.address_like(like) {
-        Some(address) if workload.is_meshed() => Transport::Hbone {
-            address: SocketAddr::new(address, HBONE_PORT),
-        },
-        _ => Transport::Tcp,
+fn direct(workload: &Workload) -> Transport {
+    if workload.is_meshed() {
+        Transport::Hbone
+    } else {
+        Transport::Tcp
     }
 }
 
@@ -326,11 +322,7 @@ fn waypoint_of<'a>(service: &'a Service, random: &mut impl Rng) -> Option<&'a Ga
 }
 
 /// Whether the client is one of the workloads behind a gateway's address.
-pub(crate) fn is_at(
-    index: &AddressIndex,
-    source: Option<&Workload>,
-    gateway: &GatewayAddress,
-) -> bool {
+fn is_at(index: &AddressIndex, source: Option<&Workload>, gateway: &GatewayAddress) -> bool {
     let Some(source) = source else { return false };
     match index.gateway(&gateway.destination) {
         Some(GatewayMatch::Service(entry)) => entry.endpoints.iter().any(|e| e.uid == source.uid),

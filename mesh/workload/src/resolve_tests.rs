@@ -1,7 +1,6 @@
 //! Where connections go, and which workload gets them.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rand::SeedableRng;
@@ -86,13 +85,26 @@ fn a_service_address_leads_to_a_workload_at_its_target_port() {
         found.target,
         Target::Address("10.0.0.1:8080".parse().unwrap())
     );
-    let address: SocketAddr = "10.0.0.1:15008".parse().unwrap();
-    assert_eq!(found.transport, Transport::Hbone { address });
+    assert_eq!(found.transport, Transport::Hbone);
     assert_eq!(found.service.as_ref().unwrap().key.to_string(), API);
     assert_eq!(
         found.identities().to_string(),
         "spiffe://cluster.local/ns/shop/sa/api"
     );
+}
+
+#[test]
+fn a_meshed_workload_that_is_known_by_name_alone_gets_no_plain_tcp() {
+    let named = proto::Workload {
+        addresses: Vec::new(),
+        hostname: "db.example.com".to_owned(),
+        ..pod("a", "10.0.0.1")
+    };
+    let store = store([api().resource(), named.resource()]);
+    let found = upstream(to(&store, VIP, None));
+    let name = "db.example.com".into();
+    assert_eq!(found.target, Target::Hostname { name, port: 8080 });
+    assert_eq!(found.transport, Transport::Hbone);
 }
 
 #[test]
@@ -120,7 +132,7 @@ fn a_pod_address_leads_to_the_pod_at_the_same_port() {
         found.target,
         Target::Address("10.0.0.1:9999".parse().unwrap())
     );
-    assert!(matches!(found.transport, Transport::Hbone { .. }));
+    assert_eq!(found.transport, Transport::Hbone);
     assert_eq!(found.service, None);
     assert_eq!(
         upstream(to(&store, "10.0.0.2:9999", None)).transport,

@@ -1,12 +1,8 @@
-//! The last good configuration on disk, so that a proxy serves the same traffic after a restart
+//! The last good configuration as bytes, so that a proxy serves the same traffic after a restart
 //! with the control plane away.
 //!
-//! The file is a magic line and then, each with its length before it, one
-//! `DeltaDiscoveryResponse` for addresses and one for policies. It is replaced as a whole, never
-//! written in place. It has no secrets in it.
-
-use std::io::Write;
-use std::path::{Path, PathBuf};
+//! They are a magic line and then, each with its length before it, one `DeltaDiscoveryResponse` for
+//! addresses and one for policies, those that were refused among them. There are no secrets in it.
 
 use prost::Message;
 use seine_proto::discovery::{DeltaDiscoveryResponse, Resource};
@@ -17,21 +13,10 @@ use crate::store::{Rejected, Store};
 
 const MAGIC: &[u8] = b"seine configuration 1\n";
 
-/// The last good configuration can't be saved or used.
+/// The bytes are not what this version made.
 #[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The file can't be read or written.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Not a file that this version wrote.
-    #[error("not a saved configuration: {0}")]
-    Malformed(String),
-}
+#[error("not a saved configuration: {0}")]
+pub struct SnapshotError(String);
 
 impl Store {
     /// Everything held, with its versions.
@@ -46,14 +31,14 @@ impl Store {
         bytes
     }
 
-    /// Applies what [`Store::snapshot`] made, to an empty store. Returns what an older version
-    /// saved and this one refuses.
+    /// Applies what [`Store::snapshot`] made, to an empty store. Returns what is refused, again or by
+    /// this version.
     ///
     /// # Errors
     ///
-    /// [`SnapshotError::Malformed`]; nothing was applied then.
+    /// Nothing was applied then.
     pub fn restore(&self, bytes: &[u8]) -> Result<Vec<Rejected>, SnapshotError> {
-        let bad = |what: &str| SnapshotError::Malformed(what.to_owned());
+        let bad = |what: &str| SnapshotError(what.to_owned());
         let mut rest = bytes
             .strip_prefix(MAGIC)
             .ok_or_else(|| bad("it begins otherwise"))?;
@@ -72,47 +57,6 @@ impl Store {
         let mut rejected = self.apply_policies(&policies.resources, &[]);
         rejected.extend(self.apply_addresses(&addresses.resources, &[]));
         Ok(rejected)
-    }
-
-    /// Writes [`Store::snapshot`] to a file, which is replaced at once or not at all.
-    ///
-    /// # Errors
-    ///
-    /// [`SnapshotError::File`].
-    pub fn save(&self, path: &Path) -> Result<(), SnapshotError> {
-        let temporary = path.with_extension("new");
-        let write = || {
-            let mut file = std::fs::File::create(&temporary)?;
-            file.write_all(&self.snapshot())?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)
-        };
-        write().map_err(|source| SnapshotError::File {
-            path: path.to_owned(),
-            source,
-        })
-    }
-
-    /// Applies the file that [`Store::save`] wrote; false if there is none.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read, or isn't one of ours.
-    pub fn load(&self, path: &Path) -> Result<bool, SnapshotError> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => {
-                return Err(SnapshotError::File {
-                    path: path.to_owned(),
-                    source,
-                });
-            }
-        };
-        for rejected in self.restore(&bytes)? {
-            tracing::warn!(%rejected, path = %path.display(), "saved resource is not used");
-        }
-        Ok(true)
     }
 
     fn address_snapshot(&self) -> DeltaDiscoveryResponse {
@@ -139,7 +83,9 @@ impl Store {
                 value,
             )
         });
-        response(AUTHORIZATION_TYPE, policies.collect())
+        // What was refused restricts still, after a restart too.
+        let refused = state.policies.refused().cloned();
+        response(AUTHORIZATION_TYPE, policies.chain(refused).collect())
     }
 }
 

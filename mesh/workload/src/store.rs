@@ -5,9 +5,9 @@
 //! none holds the lock across an await. A reader that waits subscribes first, then reads, then
 //! waits for the change.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use prost::Message;
@@ -23,7 +23,7 @@ use crate::intern::Interner;
 use crate::model::{Service, ServiceKey, Workload};
 use crate::parse::{ParseError, parse_policy, parse_service, parse_workload, service_key};
 use crate::policies::{PolicyIndex, RefusedScope};
-use crate::resolve::{Destination, Question, Unavailable, is_at, resolve};
+use crate::resolve::{Destination, Question, Unavailable, resolve};
 
 /// Resources that are applied under one write lock, so that readers needn't wait for thousands.
 const BATCH: usize = 256;
@@ -88,21 +88,13 @@ impl Store {
         &self.network
     }
 
-    /// Applies a push of `istio.workload.Address` resources: the removals first, then the
-    /// resources, one by one. Returns those refused.
+    /// Applies a push of `istio.workload.Address` resources, one by one. Returns those refused.
+    ///
+    /// The removals come last: an address that passes from one to another is at no moment unknown, when
+    /// connections to it would leave in plaintext. Where both have it, the newer workload does.
     pub fn apply_addresses(&self, resources: &[Resource], removed: &[String]) -> Vec<Rejected> {
         let mut interner = self.writer.lock();
         let mut judged_anew = false;
-        for names in removed.chunks(BATCH) {
-            let mut state = self.state.write();
-            for name in names {
-                if state.addresses.remove_workload(name).is_some() {
-                    judged_anew = true;
-                } else if let Ok(key) = service_key(name, &mut interner) {
-                    state.addresses.remove_service(&key);
-                }
-            }
-        }
         let mut rejected = Vec::new();
         for batch in resources.chunks(BATCH) {
             let parsed: Vec<_> = batch
@@ -114,7 +106,8 @@ impl Store {
                 match parsed {
                     Ok(Parsed::Workload(new)) => {
                         let old = state.addresses.workload(&new.uid);
-                        judged_anew |= old.is_some_and(|old| judged_differently(old, &new));
+                        // One that comes back may have left with connections that live on.
+                        judged_anew |= old.is_none_or(|old| judged_differently(old, &new));
                         state.addresses.insert_workload(&resource.version, new);
                     }
                     Ok(Parsed::Service(new)) => {
@@ -124,6 +117,17 @@ impl Store {
                         let name = resource.name.clone();
                         rejected.push(Rejected { name, error });
                     }
+                }
+            }
+        }
+        let pushed: HashSet<_> = resources.iter().map(|resource| &*resource.name).collect();
+        for names in removed.chunks(BATCH) {
+            let mut state = self.state.write();
+            for name in names.iter().filter(|name| !pushed.contains(&***name)) {
+                if state.addresses.remove_workload(name).is_some() {
+                    judged_anew = true;
+                } else if let Ok(key) = service_key(name, &mut interner) {
+                    state.addresses.remove_service(&key);
                 }
             }
         }
@@ -151,7 +155,7 @@ impl Store {
             match parsed {
                 Ok(policy) => state.policies.insert(&resource.version, policy),
                 Err((error, scope)) => {
-                    state.policies.refuse(&resource.name, scope);
+                    state.policies.refuse(resource, scope);
                     rejected.push(Rejected {
                         name: resource.name.clone(),
                         error,
@@ -238,24 +242,6 @@ impl Store {
                 let name = format!("workload {workload_uid} is not known");
                 Applicable::Missing(Arc::new([name.into()]))
             }
-        }
-    }
-
-    /// [`Store::policies_for`], waiting up to `timeout` for what is missing.
-    pub async fn wait_for_policies(&self, workload_uid: &str, timeout: Duration) -> Applicable {
-        let mut changes = self.changed();
-        let wait = async {
-            loop {
-                changes.mark_unchanged();
-                let applicable = self.policies_for(workload_uid);
-                if matches!(applicable, Applicable::Ready(_)) || changes.changed().await.is_err() {
-                    return applicable;
-                }
-            }
-        };
-        match tokio::time::timeout(timeout, wait).await {
-            Ok(applicable) => applicable,
-            Err(_) => self.policies_for(workload_uid),
         }
     }
 
@@ -346,13 +332,6 @@ impl Store {
             .entry(key)
             .map(|entry| entry.endpoints.clone())
             .unwrap_or_default()
-    }
-
-    /// Whether `client` is one of the waypoints of `workload`.
-    pub fn is_waypoint_of(&self, client: &Workload, workload: &Workload) -> bool {
-        let state = self.read();
-        let gateway = workload.waypoint.as_deref();
-        gateway.is_some_and(|gateway| is_at(&state.addresses, Some(client), gateway))
     }
 
     /// A policy by `namespace/name`.
@@ -452,12 +431,15 @@ fn parse_authorization(
     interner: &mut Interner,
 ) -> Result<Policy, (ParseError, RefusedScope)> {
     let message: security::Authorization =
-        decode(resource).map_err(|error| (error, RefusedScope::of(None)))?;
+        decode(resource).map_err(|error| (error, RefusedScope::of(&resource.name, None)))?;
     let parsed = parse_policy(&message, interner).and_then(|policy| {
         check_name(&resource.name, &policy.key.to_string())?;
         Ok(policy)
     });
-    parsed.map_err(|error| (error, RefusedScope::of(Some(&message))))
+    parsed.map_err(|error| {
+        let scope = RefusedScope::of(&resource.name, Some(&message));
+        (error, scope)
+    })
 }
 
 fn decode<M: Message + Default>(resource: &Resource) -> Result<M, ParseError> {

@@ -1,7 +1,6 @@
 //! The store from push to lookup.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use seine_policy::Applicable;
 use seine_proto::discovery::Resource;
@@ -142,6 +141,42 @@ fn an_address_reused_in_one_push_belongs_to_the_new_pod_whatever_the_order() {
         &*store.workload_at("10.0.0.1".parse().unwrap()).unwrap().name,
         "newer"
     );
+}
+
+#[test]
+fn an_address_that_passes_to_another_pod_is_never_unknown() {
+    let store = store([pod("old", "10.0.0.1").resource()]);
+    // The new owner of the address is in the last of several batches.
+    let mut push: Vec<_> = (0..5000)
+        .map(|n| {
+            pod(
+                &format!("p{n}"),
+                &format!("10.1.{}.{}", n / 250, n % 250 + 1),
+            )
+            .resource()
+        })
+        .collect();
+    push.push(pod("new", "10.0.0.1").resource());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            store.apply_addresses(&push, &[uid("old")]);
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) {
+            assert!(store.workload_at("10.0.0.1".parse().unwrap()).is_some());
+        }
+    });
+    let owner = store.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+    assert_eq!(&*owner.name, "new");
+    assert_eq!(store.workload(&uid("old")), None);
+}
+
+#[test]
+fn a_workload_that_is_removed_and_pushed_at_once_is_there() {
+    let store = store([pod("a", "10.0.0.1").resource()]);
+    store.apply_addresses(&[pod("a", "10.0.0.2").resource()], &[uid("a")]);
+    assert!(store.workload_at("10.0.0.2".parse().unwrap()).is_some());
 }
 
 #[test]
@@ -307,32 +342,62 @@ fn a_refused_policy_counts_as_missing_unless_an_earlier_version_is_in_force() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn waiting_for_policies_ends_when_they_arrive_or_time_is_up() {
-    let listing = proto::Workload {
-        authorization_policies: vec!["shop/late".to_owned()],
-        ..pod("a", "10.0.0.1")
+#[test]
+fn a_refused_policy_restricts_all_that_it_may_have_been_for_and_does_after_a_restart() {
+    let of = |namespace: &str, scope: i32| security::Authorization {
+        namespace: namespace.to_owned(),
+        scope,
+        action: 9,
+        ..policy("p")
     };
-    let store = Arc::new(store([listing.resource()]));
-    let timeout = Duration::from_secs(5);
-    let began = tokio::time::Instant::now();
-    let late = names(store.wait_for_policies(&uid("a"), timeout).await);
-    assert_eq!(late, Err(vec!["shop/late".to_owned()]));
-    assert_eq!(began.elapsed(), timeout);
+    let own = security::Scope::Namespace.into();
+    let undecodable = |name: &str| {
+        let mut resource = of("shop", own).resource();
+        resource.name = name.to_owned();
+        resource.resource.as_mut().unwrap().value = vec![0xff];
+        resource
+    };
+    let misnamed = Resource {
+        name: "somewhere/p".to_owned(),
+        ..of("shop", own).resource()
+    };
+    for (what, refused, applies) in [
+        ("of its namespace", of("shop", own).resource(), true),
+        ("of another namespace", of("other", own).resource(), false),
+        (
+            "of the mesh",
+            of("other", security::Scope::Global.into()).resource(),
+            true,
+        ),
+        ("of a scope to come", of("other", 7).resource(), true),
+        (
+            "selected by name",
+            of("shop", security::Scope::WorkloadSelector.into()).resource(),
+            false,
+        ),
+        ("not decoded", undecodable("other/p"), true),
+        ("not decoded, without a namespace", undecodable("p"), true),
+        ("under another name", misnamed, true),
+    ] {
+        let store = store([pod("a", "10.0.0.1").resource()]);
+        let name = refused.name.clone();
+        assert_eq!(store.apply_policies(&[refused], &[]).len(), 1, "{what}");
+        let expected = if applies { Err(vec![name]) } else { Ok(vec![]) };
+        assert_eq!(names(store.policies_for(&uid("a"))), expected, "{what}");
 
-    let writer = store.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let late = security::Authorization {
-            scope: security::Scope::WorkloadSelector.into(),
-            ..policy("late")
-        };
-        writer.apply_policies(&[late.resource()], &[]);
-    });
-    let began = tokio::time::Instant::now();
-    let late = names(store.wait_for_policies(&uid("a"), timeout).await);
-    assert_eq!(late, Ok(vec!["shop/late".to_owned()]));
-    assert_eq!(began.elapsed(), Duration::from_secs(1));
+        let restarted = Store::new("");
+        assert_eq!(
+            restarted.restore(&store.snapshot()).unwrap().len(),
+            1,
+            "{what}"
+        );
+        assert_eq!(
+            names(restarted.policies_for(&uid("a"))),
+            expected,
+            "{what}, restarted"
+        );
+        assert_eq!(restarted.held_policies().count(), 0, "{what}");
+    }
 }
 
 #[test]
@@ -346,8 +411,8 @@ fn connections_are_judged_again_after_changes_of_policies_and_of_what_selects_th
         judged.mark_unchanged();
         any.mark_unchanged();
     };
-    store.apply_addresses(&[pod("b", "10.0.0.2").resource()], &[]);
-    expect("another pod", false);
+    store.apply_addresses(&[service("api", &["10.96.0.1"]).resource()], &[]);
+    expect("a service", false);
     store.apply_addresses(
         &[proto::Workload {
             status: 1,
@@ -367,6 +432,8 @@ fn connections_are_judged_again_after_changes_of_policies_and_of_what_selects_th
     expect("a policy", true);
     store.apply_addresses(&[], &[uid("a")]);
     expect("it is gone", true);
+    store.apply_addresses(&[pod("a", "10.0.0.1").resource()], &[]);
+    expect("it is back", true);
 }
 
 #[test]
@@ -472,19 +539,15 @@ fn a_block_of_addresses_is_found_after_single_ones_and_the_smallest_first() {
 
 #[test]
 fn the_last_good_configuration_is_the_same_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("configuration");
     let first = store([
         pod("a", "10.0.0.1").resource(),
         pod("b", "10.0.0.2").resource(),
         service("api", &["10.96.0.1"]).resource(),
     ]);
     first.apply_policies(&[policy("p").resource()], &[]);
-    assert!(!Store::new("").load(&path).unwrap(), "there is none yet");
-    first.save(&path).unwrap();
 
     let second = Store::new("");
-    assert!(second.load(&path).unwrap());
+    assert_eq!(second.restore(&first.snapshot()).unwrap(), []);
     assert_eq!(second.counts(), first.counts());
     assert_eq!(second.workload(&uid("a")), first.workload(&uid("a")));
     assert_eq!(second.service(&key(API)), first.service(&key(API)));
@@ -505,7 +568,7 @@ fn the_last_good_configuration_is_the_same_after_a_restart() {
 }
 
 #[test]
-fn a_damaged_configuration_file_is_an_error_and_changes_nothing() {
+fn a_damaged_configuration_is_an_error_and_changes_nothing() {
     let full = store([pod("a", "10.0.0.1").resource()]).snapshot();
     for length in [0, 10, full.len() - 1] {
         let store = Store::new("");
