@@ -42,7 +42,8 @@
 //! a renewed one signs at once; and other roots than before, a root of our own among them, are
 //! rotated to in the same three phases, for which the old intermediate is still needed.
 //!
-//! No connection is dropped: at each moment each peer trusts the root of every certificate in use.
+//! No connection is dropped: at each moment each peer trusts the root of every certificate in force, and a live
+//! connection is forgiven a root that went after the certificate of its handshake had ended.
 
 mod authority;
 mod certificate;

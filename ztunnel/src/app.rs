@@ -36,6 +36,8 @@ use crate::netns::Netns;
 use crate::pods::{AgentSink, Pods};
 use crate::shared::{Environment, Shared};
 use crate::telemetry::{self, Telemetry};
+use crate::trust::Trust;
+use crate::vital::Vital;
 use crate::workers::Workers;
 use crate::zds::{self, PodInfo};
 use crate::{configuration, pod_dns, state};
@@ -45,30 +47,43 @@ pub async fn run(
     config: Config,
     log: Option<Arc<seine_telemetry::Telemetry>>,
 ) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let source = certificate_source(&config)?;
     let shared = share(config, source, Environment::default())?;
-    let config = &shared.config;
-    federate(&shared)?;
-
-    if let Some(folder) = &config.state_dir
-        && state::load_at_start(&shared.store, folder)
-    {
-        shared.set_configured();
+    tokio::select! {
+        outcome = serve(&shared, log) => outcome,
+        task = shared.vital.lost() => bail!(
+            "the task `{task}` panicked: a bug. The proxy would no longer follow what changes, so it ends; new connections wait for the next one"
+        ),
     }
-    configuration::start(&shared)?;
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    log: Option<Arc<seine_telemetry::Telemetry>>,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let config = &shared.config;
+    federate(shared)?;
+
+    let saved = config
+        .state_dir
+        .as_ref()
+        .is_some_and(|folder| state::load_at_start(&shared.store, folder));
+    configuration::start(shared, saved)?;
     if let Some(folder) = &config.state_dir {
         tokio::spawn(state::keep(shared.clone(), folder.clone()));
     }
-    tokio::spawn(rejudge_on_change(shared.clone()));
+    shared
+        .vital
+        .spawn("verdicts", rejudge_on_change(shared.clone()));
     tokio::spawn(telemetry::keep_counting_traffic(shared.connections.clone()));
     tokio::spawn(telemetry::keep_observing(shared.clone()));
     telemetry::push_metrics(&shared.telemetry, config)?;
 
     let pods = Pods::new(shared.clone(), listener_source(config));
     let agent = if config.dedicated {
-        serve_own_pod(&shared, &pods).await?;
+        serve_own_pod(shared, &pods).await?;
         None
     } else {
         let path = config.zds_socket.as_ref().context(
@@ -76,7 +91,9 @@ pub async fn run(
         )?;
         Some(config.agent(path))
     };
-    tokio::spawn(pods.clone().watch_certificates());
+    shared
+        .vital
+        .spawn("readiness", pods.clone().watch_certificates());
     let drain = CancellationToken::new();
     let admin = Admin {
         shared: shared.clone(),
@@ -125,7 +142,7 @@ pub async fn run(
         "draining"
     );
     tokio::select! {
-        cut = shut_down(&shared, &pods, deadline) => match cut {
+        cut = shut_down(shared, &pods, deadline) => match cut {
             0 => info!("drained"),
             cut => warn!(connections = cut, "the deadline passed: connections were reset"),
         },
@@ -178,9 +195,13 @@ pub fn share(
         readiness.pending("agent", "the agent has not named this node's pods");
     }
     readiness.pending("certificates", "this node's pods are not known");
+    let certificates = CertificateManager::new(source, Arc::default(), ManagerOptions::default());
+    let vital = Vital::default();
+    vital.watch("certificates", certificates.broken());
     Ok(Arc::new(Shared {
         store: Arc::new(Store::new(&config.network)),
-        certificates: CertificateManager::new(source, Arc::default(), ManagerOptions::default()),
+        trust: Trust::new(certificates.clone(), &config),
+        certificates,
         workers,
         hbone: Arc::new(hbone),
         copy: CopyOptions::default(),
@@ -189,6 +210,7 @@ pub fn share(
         telemetry,
         control_plane: watch::Sender::default(),
         configured: watch::Sender::new(false),
+        vital,
         readiness,
         life: Lifetime::new(),
         ports: Ports::default(),
@@ -204,7 +226,8 @@ fn federate(shared: &Shared) -> anyhow::Result<()> {
             "--federated-bundle: {} is this mesh's own trust domain, whose roots come with its certificates",
             bundle.trust_domain
         );
-        tokio::spawn(bundle.clone().follow(shared.certificates.clone()));
+        let follow = bundle.clone().follow(shared.certificates.clone());
+        shared.vital.spawn("federated bundles", follow);
     }
     Ok(())
 }
@@ -286,7 +309,9 @@ async fn succeed(
     };
     if let Some(agent) = agent {
         let (sink, stop) = (AgentSink(pods), shared.life.stop().clone());
-        tokio::spawn(async move { zds::follow(&agent, &sink, stop).await });
+        shared.vital.spawn("agent", async move {
+            zds::follow(&agent, &sink, stop).await;
+        });
     }
     while !shared.readiness.is_ready() {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -73,9 +73,14 @@ pub struct Config {
     #[arg(long, env = "SEINE_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
     /// Another trust domain whose identities are accepted, and the PEM file of its roots, `DOMAIN=FILE`; several with
-    /// commas. A file is read anew when it changes. Its roots vouch for no other domain.
+    /// commas. A file is read anew when it changes. Its roots vouch for no other domain. One that is empty withdraws the
+    /// trust in its domain, and ends its connections.
     #[arg(long, env = "SEINE_FEDERATED_BUNDLES", value_delimiter = ',')]
     pub federated_bundle: Vec<FederatedBundle>,
+    /// How long after the end of its certificate a live connection of another trust domain's identity may go on, if that
+    /// identity shows no newer one. Long enough for an outage of its CA; an ended certificate opens nothing new.
+    #[arg(long, env = "SEINE_FEDERATED_GRACE", default_value = "1h", value_parser = duration)]
+    pub federated_grace: Duration,
     /// Name of the cluster.
     #[arg(long, env = "SEINE_CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,

@@ -1,8 +1,8 @@
 //! Whom we trust of other trust domains: a bundle file for each, read anew when it changes.
 //!
 //! A domain's roots vouch for that domain alone, see [`TrustBundles`](seine_identity::TrustBundles).
-//! Where a file can't be used, the roots that were read last stay; before the first good reading
-//! nobody of that domain is trusted.
+//! An empty file withdraws the trust. Where a file is missing or can't be used, the roots that were read last stay;
+//! before the first good reading nobody of that domain is trusted.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use seine_identity::CertificateManager;
 use spiffe::{TrustDomain, X509Bundle};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Kubernetes changes a mounted ConfigMap within a minute or two; this adds little to it.
 const EVERY: Duration = Duration::from_secs(5);
@@ -73,12 +73,16 @@ impl FederatedBundle {
     }
 
     fn take(&self, certificates: &CertificateManager, read: &Result<Vec<u8>, String>) {
+        let (trust_domain, file) = (&self.trust_domain, self.file.display());
+        if read.as_ref().is_ok_and(|pem| pem.trim_ascii().is_empty()) {
+            certificates.withdraw_bundle(trust_domain);
+            return warn!(%trust_domain, %file, "the file is empty: the federated trust domain is not trusted");
+        }
         let taken = read
             .as_ref()
             .map_err(|error| anyhow::Error::msg(error.clone()))
             .and_then(|pem| self.parse(pem))
             .and_then(|bundle| Ok(certificates.set_bundle(bundle)?));
-        let (trust_domain, file) = (&self.trust_domain, self.file.display());
         match taken {
             Ok(()) => info!(%trust_domain, %file, "the federated trust domain's roots were read"),
             Err(error) => error!(
@@ -127,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_file_is_trusted_and_a_bad_one_changes_nothing() {
+    async fn a_changed_file_is_trusted_a_bad_one_changes_nothing_and_an_empty_one_withdraws() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("roots.pem");
         let [one, two] = [(), ()].map(|()| TestCa::new("partner.example"));
@@ -153,6 +157,8 @@ mod tests {
             (None, None),
             (Some(one.root_pem()), Some(one.bundle())),
             (Some("nonsense".into()), Some(one.bundle())),
+            (Some(two.root_pem()), Some(two.bundle())),
+            (Some("\n".into()), None),
             (Some(two.root_pem()), Some(two.bundle())),
         ] {
             if let Some(content) = content {

@@ -26,7 +26,6 @@ use crate::pod::Pod;
 use crate::proxy_protocol;
 use crate::shared::Shared;
 use crate::sockets::{Source, refuse, unmapped};
-use crate::trust::Trust;
 use crate::workers::Place;
 
 /// How long the streams of a tunnel that is ended have to say why.
@@ -64,7 +63,7 @@ async fn serve_tunnel(
         warn!(?pod, %peer, %local, flag = "REFUSED", "HBONE from within the pod is refused");
         return refuse(tcp);
     }
-    let trust = Trust::new(&shared.certificates);
+    let trust = shared.trust.before_handshake();
     let accepted = match handshake(&shared, &pod, tcp, peer).await {
         Ok(accepted) => accepted,
         Err(Refused::Limit) => {

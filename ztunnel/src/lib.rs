@@ -42,5 +42,6 @@ pub mod sockets;
 pub mod state;
 pub mod telemetry;
 mod trust;
+pub mod vital;
 pub mod workers;
 pub mod zds;

@@ -62,6 +62,7 @@ impl Pod {
             connector: Arc::new(PodConnector {
                 dialer: dialer.clone(),
                 certificates: shared.certificates.clone(),
+                trust: shared.trust.clone(),
             }),
             info,
             identity,
@@ -142,6 +143,7 @@ pub struct PodConnector {
     pub dialer: Dialer,
     /// Gives the certificates.
     pub certificates: CertificateManager,
+    pub(crate) trust: Trust,
 }
 
 impl Connector for PodConnector {
@@ -172,6 +174,6 @@ impl Connector for PodConnector {
     }
 
     fn watch_trust(&self) -> TrustWatch {
-        Trust::watch(&self.certificates)
+        self.trust.watch()
     }
 }

@@ -74,9 +74,9 @@ async fn to_waypoint(
         waypoint.address,
         waypoint.identities(),
         None,
-    );
+    )
+    .await?;
     let opened = open(
-        shared,
         pool,
         &key,
         &pod.connector,
@@ -114,9 +114,9 @@ async fn to_workload(
                 SocketAddr::new(to.ip(), HBONE_PORT),
                 upstream.identities(),
                 None,
-            );
+            )
+            .await?;
             let stream = open(
-                shared,
                 pool,
                 &key,
                 &pod.connector,
@@ -142,10 +142,12 @@ async fn to_workload(
                 *proxy,
                 gateway.identity.clone().into(),
                 None,
-            );
+            )
+            .await?;
             let connector: Arc<dyn Connector> = Arc::new(ThroughGateway {
                 pool: pool.clone(),
                 certificates: shared.certificates.clone(),
+                trust: shared.trust.clone(),
                 outer,
                 connector: pod.connector.clone(),
                 request: request(info, authority.clone()),
@@ -158,8 +160,9 @@ async fn to_workload(
                 *proxy,
                 upstream.identities(),
                 Some(&authority),
-            );
-            let stream = open(shared, pool, &inner, &connector, request(info, authority)).await?;
+            )
+            .await?;
+            let stream = open(pool, &inner, &connector, request(info, authority)).await?;
             Ok(Way::Tunnel(Box::new(stream)))
         }
     }
@@ -181,52 +184,55 @@ async fn plain(
 }
 
 async fn open(
-    shared: &Shared,
     pool: &Pool,
     key: &Arc<TunnelKey>,
     connector: &Arc<dyn Connector>,
     request: ConnectRequest,
 ) -> Result<Stream, Failure> {
-    // A tunnel may outlive the certificate that it was made with; one that has not been renewed opens nothing more.
-    if let Err(error) = shared.certificates.get(&key.source).await {
-        return Err(Failure::NoCertificate {
-            identity: key.source.to_string(),
-            reason: error.to_string(),
-        });
-    }
     // Boxed: its state is large, and gone once the stream is open.
     let opened = Box::pin(pool.open(key, connector, &request)).await?;
     Ok(opened.stream)
 }
 
-fn key(
+/// The tunnels that a stream may share. Without a certificate in force there are none.
+async fn key(
     shared: &Shared,
     pod: &Pod,
     client: SocketAddr,
     peer: SocketAddr,
     destinations: AcceptedIdentities,
     within: Option<&Authority>,
-) -> Arc<TunnelKey> {
+) -> Result<Arc<TunnelKey>, Failure> {
+    let credentials = shared
+        .certificates
+        .get(&pod.identity)
+        .await
+        .map_err(|error| Failure::NoCertificate {
+            identity: pod.identity.to_string(),
+            reason: error.to_string(),
+        })?;
     let source_address = pod
         .source_address(shared, client, peer.ip())
         .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    // The pod, as its address may have been another's; our trust, as a tunnel made before it changed may be to a peer
-    // that is no longer trusted; and for a tunnel within a gateway's, what it leads to.
+    // The pod, as its address may have been another's; our certificate, as the other side takes nothing new in a tunnel
+    // after the end of the one that it was shown; our trust, as a tunnel made before it changed may be to a peer that is
+    // no longer trusted; and for a tunnel within a gateway's, what it leads to.
     let mut hasher = DefaultHasher::new();
     (
         pod.generation,
+        credentials.svid().serial(),
         shared.certificates.changes().borrow().bundles,
         within,
     )
         .hash(&mut hasher);
     let generation = hasher.finish();
-    Arc::new(TunnelKey {
+    Ok(Arc::new(TunnelKey {
         source: pod.identity.clone(),
         destinations,
         peer,
         source_address,
         generation,
-    })
+    }))
 }
 
 fn request(info: &ConnectionInfo, authority: Authority) -> ConnectRequest {
@@ -283,6 +289,7 @@ async fn address(target: &Target) -> Result<SocketAddr, Failure> {
 struct ThroughGateway {
     pool: Pool,
     certificates: CertificateManager,
+    trust: Trust,
     outer: Arc<TunnelKey>,
     connector: Arc<dyn Connector>,
     request: ConnectRequest,
@@ -312,6 +319,6 @@ impl Connector for ThroughGateway {
     }
 
     fn watch_trust(&self) -> TrustWatch {
-        Trust::watch(&self.certificates)
+        self.trust.watch()
     }
 }

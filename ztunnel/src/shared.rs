@@ -17,6 +17,8 @@ use crate::drain::Lifetime;
 use crate::listeners::Ports;
 use crate::sockets;
 use crate::telemetry::Telemetry;
+use crate::trust::Trust;
+use crate::vital::Vital;
 use crate::workers::Workers;
 
 /// Shared by all tasks, and unchanged for the life of the process but for what locks itself.
@@ -27,6 +29,8 @@ pub struct Shared {
     pub store: Arc<Store>,
     /// The certificates of the pods' identities.
     pub certificates: CertificateManager,
+    /// Whether the peers of live tunnels are trusted still.
+    pub(crate) trust: Trust,
     /// The threads that move bytes, and their tunnels to other proxies.
     pub workers: Workers,
     /// Sizes and times of tunnels.
@@ -44,6 +48,8 @@ pub struct Shared {
     /// Whether there is a configuration: the control plane's, or the last good one from disk. Before, nothing is accepted:
     /// an address that the mesh does not know goes out in plaintext, and without a configuration that is every one.
     pub configured: watch::Sender<bool>,
+    /// The tasks without which the process ends.
+    pub vital: Vital,
     /// What the process waits for before it is ready.
     pub readiness: Readiness,
     /// The life of the process; that of each pod is a child.

@@ -7,15 +7,15 @@ mod support;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use seine_hbone::{
     Authority, ConnectRequest, Connected, Connector, Io, OpenError, Pool, Settings, Stream,
     TunnelKey,
 };
-use seine_identity::Credentials;
-use seine_identity::testing::TestCa;
+use seine_identity::testing::{TestCa, TestLeaf};
+use seine_identity::{Clock, Credentials};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -51,6 +51,18 @@ impl Client {
         to: &Pod,
         request: ConnectRequest,
     ) -> Result<Stream, OpenError> {
+        let pool = Pool::new(Settings::default());
+        self.ask_in(&pool, mesh, to, request).await
+    }
+
+    /// In a tunnel of this pool.
+    async fn ask_in(
+        self,
+        pool: &Pool,
+        mesh: &Mesh,
+        to: &Pod,
+        request: ConnectRequest,
+    ) -> Result<Stream, OpenError> {
         let key = Arc::new(TunnelKey {
             source: self.credentials.identity().clone(),
             destinations: mesh.ca.identity("shop", "b").into(),
@@ -59,11 +71,35 @@ impl Client {
             generation: 0,
         });
         let connector: Arc<dyn Connector> = Arc::new(self);
-        Pool::new(Settings::default())
-            .open(&key, &connector, &request)
+        pool.open(&key, &connector, &request)
             .await
             .map(|opened| opened.stream)
     }
+}
+
+/// A client of some CA whose certificate lives so long; it trusts the mesh.
+fn of_ca(mesh: &Mesh, ca: &TestCa, life: Duration) -> Client {
+    let mut leaf = TestLeaf::new(&ca.identity("shop", "a"));
+    leaf.not_after = SystemTime::now() + life;
+    let svid = Arc::new(ca.svid_from(&leaf));
+    let credentials = Credentials::new(svid, mesh.ca.bundles(), Default::default()).unwrap();
+    Client {
+        credentials: Arc::new(credentials),
+        from: mesh.ip(1),
+    }
+}
+
+async fn echoes(stream: &mut Stream) -> bool {
+    let mut back = [0; 5];
+    let exchanged = async {
+        stream.write_all(b"hello").await?;
+        stream.read_exact(&mut back).await
+    };
+    timeout(Duration::from_secs(10), exchanged)
+        .await
+        .unwrap()
+        .is_ok()
+        && back == *b"hello"
 }
 
 async fn server(mesh: &Mesh) -> (Pod, SocketAddr) {
@@ -71,7 +107,10 @@ async fn server(mesh: &Mesh) -> (Pod, SocketAddr) {
         workload_of("a", mesh.ip(1), true, |_| ()),
         workload_of("b", mesh.ip(2), true, |_| ()),
     ];
-    let pod = mesh.pod("b", 2, &resources, |_| ()).await;
+    let short = |config: &mut seine_ztunnel::config::Config| {
+        config.federated_grace = Duration::from_secs(1);
+    };
+    let pod = mesh.pod("b", 2, &resources, short).await;
     let application = echo(pod.ip).await;
     (pod, application)
 }
@@ -217,4 +256,83 @@ async fn a_first_client_named_by_anyone_but_the_bound_waypoint_counts_for_nothin
     assert_eq!(status(as_a(&mesh).ask(&mesh, &pod, claiming()).await), 401);
     pod.apply(&[only("a")], &[]);
     assert_eq!(status(as_a(&mesh).ask(&mesh, &pod, claiming()).await), 200);
+}
+
+const SHORT: Duration = Duration::from_secs(2);
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_is_kept_beyond_its_certificate_leads_nowhere_new() {
+    let mesh = Mesh::new();
+    let (pod, application) = server(&mesh).await;
+    let request = || ConnectRequest::new(application);
+    for (life, goes_on) in [(SHORT, false), (HOUR, true)] {
+        let pool = Pool::new(Settings::default());
+        let end = SystemTime::now() + SHORT;
+        let first = of_ca(&mesh, &mesh.ca, life);
+        // The one certificate is all that it will ever have.
+        let same = Client {
+            credentials: first.credentials.clone(),
+            from: first.from,
+        };
+        let mut kept = first.ask_in(&pool, &mesh, &pod, request()).await.unwrap();
+        Clock::SYSTEM.passed(end).await;
+        let second = same.ask_in(&pool, &mesh, &pod, request()).await;
+        assert_eq!(second.is_ok(), goes_on, "{life:?}: {second:?}");
+        assert!(echoes(&mut kept).await, "{life:?}: what stands goes on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_federated_identity_that_shows_no_newer_certificate_loses_its_connections() {
+    let mesh = Mesh::new();
+    let (pod, application) = server(&mesh).await;
+    let request = || ConnectRequest::new(application);
+    let [renewed, gone] = ["renewed.example", "gone.example"].map(TestCa::new);
+    for ca in [&renewed, &gone] {
+        pod.shared.certificates.set_bundle(ca.bundle()).unwrap();
+    }
+    let mut streams = Vec::new();
+    for ca in [&gone, &renewed, &mesh.ca] {
+        let client = of_ca(&mesh, ca, SHORT);
+        streams.push(client.ask(&mesh, &pod, request()).await.unwrap());
+    }
+    let newer = of_ca(&mesh, &renewed, HOUR);
+    let _newer = newer.ask(&mesh, &pod, request()).await.unwrap();
+    let ended = timeout(Duration::from_secs(20), streams[0].read(&mut [0; 1])).await;
+    assert!(ended.unwrap().is_err(), "it is reset");
+    pod.metric(&[
+        "seine_connections_closed_total",
+        "response_flags=\"TLS_FAILURE\"",
+        "gone.example",
+    ])
+    .await;
+    assert!(
+        echoes(&mut streams[1]).await,
+        "its identity has shown a newer one"
+    );
+    assert!(echoes(&mut streams[2]).await, "of the local domain");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_withdrawn_trust_domain_loses_its_connections() {
+    let mesh = Mesh::new();
+    let (pod, application) = server(&mesh).await;
+    let partner = TestCa::new("partner.example");
+    pod.shared
+        .certificates
+        .set_bundle(partner.bundle())
+        .unwrap();
+    let ask = async || {
+        of_ca(&mesh, &partner, HOUR)
+            .ask(&mesh, &pod, ConnectRequest::new(application))
+            .await
+    };
+    let mut stream = ask().await.unwrap();
+    assert!(echoes(&mut stream).await);
+    let domain = partner.bundle().trust_domain().clone();
+    pod.shared.certificates.withdraw_bundle(&domain);
+    let ended = timeout(Duration::from_secs(20), stream.read(&mut [0; 1])).await;
+    assert!(ended.unwrap().is_err(), "it is reset");
+    assert!(ask().await.is_err());
 }

@@ -351,6 +351,32 @@ async fn a_live_connection_ends_when_the_server_is_no_longer_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_connections_move_to_a_new_tunnel_when_the_clients_certificate_is_renewed() {
+    let mesh = Mesh::new();
+    let (a, b) = two(&mesh).await;
+    let server = echo(b.ip).await;
+    let tunnels = || {
+        let pools = a.shared.workers.pools();
+        pools.map(|pool| pool.stats().tunnels).sum::<usize>()
+    };
+    // The trust bundle comes with the first certificate, and may count as a change for the first connection.
+    exchange(&mut a.connect(server).await, b"first")
+        .await
+        .unwrap();
+    let mut old = a.connect(server).await;
+    exchange(&mut old, b"old").await.unwrap();
+    let before = tunnels();
+    let mut beside = a.connect(server).await;
+    exchange(&mut beside, b"beside").await.unwrap();
+    assert_eq!(tunnels(), before);
+    a.shared.certificates.forget(&mesh.ca.identity("shop", "a"));
+    let mut new = a.connect(server).await;
+    exchange(&mut new, b"new").await.unwrap();
+    assert_eq!(tunnels(), before + 1);
+    exchange(&mut old, b"still").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_resets_while_it_waits_leaves_nothing_behind() {
     let mesh = Mesh::new();
     let resources = [

@@ -6,13 +6,14 @@
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use seine_identity::{Credentials, Identity, PeerCertificate, PeerChain};
+use seine_identity::{Clock, Credentials, Identity, PeerCertificate, PeerChain};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -192,7 +193,8 @@ impl Accepted {
     }
 
     /// Serves the tunnel until its end: `handler` is called for each CONNECT, and starts the task
-    /// that answers it.
+    /// that answers it. From the end of the peer's certificate on there are no new ones; the streams
+    /// that stand go on.
     ///
     /// Everything but a CONNECT with a good authority is answered here, with 400.
     pub async fn serve(
@@ -203,23 +205,32 @@ impl Accepted {
         let Self {
             mut connection,
             certificate,
+            chain,
             peer,
             settings,
-            ..
         } = self;
+        let not_after = chain.not_after();
+        drop(chain);
         let identity = certificate.identity;
         let mut keepalive = connection
             .ping_pong()
             .map(|pings| Keepalive::new(pings, &settings));
         let live = Arc::new(AtomicUsize::new(0));
         let mut deadline = None;
+        let mut ended = pin!(Clock::SYSTEM.passed(not_after));
+        let mut retired = false;
         loop {
             tokio::select! {
                 accepted = connection.accept() => match accepted {
+                    // Until the peer has taken the GOAWAY in, it may ask; one that ignores it, for ever.
+                    Some(Ok((_, mut respond))) if Clock::SYSTEM.now() > not_after => {
+                        debug!(%peer, %identity, "a CONNECT after the end of the peer's certificate");
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    }
                     Some(Ok((request, respond))) => {
                         start(request, respond, &identity, peer, &live, &settings, &handler);
                     }
-                    Some(Err(source)) if source.is_io() || deadline.is_some() => {
+                    Some(Err(source)) if source.is_io() || retired || deadline.is_some() => {
                         debug!(%peer, error = %source, "tunnel broke");
                         return Ok(());
                     }
@@ -228,6 +239,11 @@ impl Accepted {
                 },
                 () = dead(&mut keepalive) => {
                     return Err(ServeError::Dead { peer, limit: settings.ping_timeout });
+                }
+                () = &mut ended, if !retired => {
+                    debug!(%peer, %identity, "the peer's certificate has ended: no more streams");
+                    connection.graceful_shutdown();
+                    retired = true;
                 }
                 at = drain.begun(), if deadline.is_none() => {
                     connection.graceful_shutdown();
@@ -287,7 +303,10 @@ async fn handshake(
             peer,
             reason: error.to_string(),
         })?;
-    let chain = PeerChain::of_client(tls.get_ref().1);
+    let chain = PeerChain::of_client(tls.get_ref().1).map_err(|error| ServeError::Identity {
+        peer,
+        reason: error.to_string(),
+    })?;
     tls.get_mut().1.set_buffer_limit(Some(settings.tls_buffer));
     let connection = settings
         .server()

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use rustls::ClientConfig;
@@ -57,6 +58,8 @@ pub(crate) type Handle = h2::client::SendRequest<Bytes>;
 /// A tunnel that stands, and its driver, which has to be spawned.
 pub(crate) struct Tunnel<D> {
     pub(crate) handle: Handle,
+    /// The end of the peer's certificate, after which no stream may be opened.
+    pub(crate) not_after: SystemTime,
     pub(crate) driver: D,
 }
 
@@ -84,7 +87,11 @@ pub(crate) async fn establish(
             source: Arc::new(source),
         })?;
     check_identity(key, peer_identity(tls.get_ref().1))?;
-    let chain = PeerChain::of_server(tls.get_ref().1);
+    let chain = PeerChain::of_server(tls.get_ref().1).map_err(|error| OpenError::Identity {
+        peer,
+        found: error.to_string(),
+    })?;
+    let not_after = chain.not_after();
     tls.get_mut().1.set_buffer_limit(Some(settings.tls_buffer));
     let protocol = |source| OpenError::Protocol {
         peer,
@@ -96,7 +103,11 @@ pub(crate) async fn establish(
         .await
         .map_err(protocol)?;
     let driver = drive(connection, peer, watch_trust(chain), settings);
-    Ok(Tunnel { handle, driver })
+    Ok(Tunnel {
+        handle,
+        not_after,
+        driver,
+    })
 }
 
 /// rustls has checked the same with the configuration that the connector gave; the key is what

@@ -66,6 +66,19 @@ impl TrustBundles {
         Ok(new)
     }
 
+    /// These bundles without a domain's.
+    pub fn without(&self, domain: &TrustDomain) -> Self {
+        let mut new = Self {
+            set: X509BundleSet::default(),
+            anchors: self.anchors.clone(),
+        };
+        new.anchors.remove(domain);
+        for (_, bundle) in self.set.iter().filter(|(other, _)| *other != domain) {
+            new.set.add_bundle(X509Bundle::clone(bundle));
+        }
+        new
+    }
+
     /// The bundles as the `spiffe` crate's type.
     pub fn bundle_set(&self) -> &X509BundleSet {
         &self.set
@@ -133,6 +146,15 @@ impl SharedBundles {
     /// From now on handshakes are judged by these.
     pub fn store(&self, bundles: TrustBundles) {
         self.0.store(Arc::new(bundles));
+    }
+
+    /// Trusts a domain no more; true if it was trusted.
+    pub fn withdraw(&self, domain: &TrustDomain) -> bool {
+        let old = self.0.rcu(|current| match current.bundle(domain) {
+            Some(_) => Arc::new(current.without(domain)),
+            None => Arc::clone(current),
+        });
+        old.bundle(domain).is_some()
     }
 
     /// Replaces the bundle of one domain; true if that changed anything. Concurrent calls for

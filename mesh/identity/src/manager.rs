@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use spiffe::X509Bundle;
+use spiffe::{TrustDomain, X509Bundle};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
@@ -127,14 +127,18 @@ pub struct Changes {
 #[derive(Clone)]
 pub struct CertificateManager {
     shared: Arc<Shared>,
-    _task: Arc<AbortOnDrop>,
+    task: Arc<Task>,
 }
 
-struct AbortOnDrop(AbortHandle);
+struct Task {
+    handle: AbortHandle,
+    /// Its sender is dropped with the task.
+    alive: watch::Receiver<()>,
+}
 
-impl Drop for AbortOnDrop {
+impl Drop for Task {
     fn drop(&mut self) {
-        self.0.abort();
+        self.handle.abort();
     }
 }
 
@@ -156,11 +160,25 @@ impl CertificateManager {
             changes: watch::Sender::default(),
             wake: Notify::new(),
         });
-        let task = tokio::spawn(Arc::clone(&shared).run()).abort_handle();
+        let (living, alive) = watch::channel(());
+        let run = Arc::clone(&shared).run();
+        let handle = tokio::spawn(async move {
+            run.await;
+            drop(living);
+        });
         Self {
             shared,
-            _task: Arc::new(AbortOnDrop(task)),
+            task: Arc::new(Task {
+                handle: handle.abort_handle(),
+                alive,
+            }),
         }
+    }
+
+    /// Done when the manager's task has panicked, and no certificate is renewed any more. Holds no handle.
+    pub fn broken(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut alive = self.task.alive.clone();
+        async move { while alive.changed().await.is_ok() {} }
     }
 
     /// The credentials of an identity; asks for a certificate if there is none, and waits for it.
@@ -238,6 +256,14 @@ impl CertificateManager {
             self.shared.bundles_changed(&mut entries);
         }
         Ok(())
+    }
+
+    /// Trusts nobody of a federated domain any more.
+    pub fn withdraw_bundle(&self, domain: &TrustDomain) {
+        if self.shared.bundles.withdraw(domain) {
+            let mut entries = self.shared.entries.lock();
+            self.shared.bundles_changed(&mut entries);
+        }
     }
 
     /// Moves when certificates or bundles change.

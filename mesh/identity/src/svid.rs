@@ -203,6 +203,13 @@ impl LeafFacts {
     }
 }
 
+/// The end of any certificate.
+pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Result<SystemTime, PeerError> {
+    let (_, certificate) =
+        X509Certificate::from_der(certificate).map_err(|error| PeerError::malformed(&error))?;
+    Ok(system_time(certificate.validity().not_after.timestamp()))
+}
+
 /// A time before 1970 counts as 1970.
 fn system_time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))

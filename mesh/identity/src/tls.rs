@@ -30,7 +30,7 @@ use crate::identity::Identity;
 use crate::peer::{
     AcceptedIdentities, ChainVerifier, PeerCertificate, PeerError, peer_certificate,
 };
-use crate::svid::Svid;
+use crate::svid::{LeafFacts, Svid, end_of};
 
 /// Sets of accepted peers that one local identity keeps a client configuration for. When there are
 /// more, all are made anew: that costs full handshakes, never correctness.
@@ -282,38 +282,77 @@ pub struct PeerChain {
     chain: Arc<[CertificateDer<'static>]>,
     usage: KeyUsage,
     accepted_at: UnixTime,
+    identity: Identity,
+    not_after: SystemTime,
 }
 
 impl PeerChain {
     /// Of the client of an accepted connection, whose handshake is over and was found good now.
-    pub fn of_client(connection: &CommonState) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// There is no certificate, or one that can't be read.
+    pub fn of_client(connection: &CommonState) -> Result<Self, PeerError> {
         Self::of(connection, KeyUsage::client_auth())
     }
 
     /// Of the server of a connection that was made, whose handshake is over and was found good now.
-    pub fn of_server(connection: &CommonState) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// As [`PeerChain::of_client`].
+    pub fn of_server(connection: &CommonState) -> Result<Self, PeerError> {
         Self::of(connection, KeyUsage::server_auth())
     }
 
-    fn of(connection: &CommonState, usage: KeyUsage) -> Self {
-        Self {
-            chain: connection.peer_certificates().unwrap_or_default().into(),
+    fn of(connection: &CommonState, usage: KeyUsage) -> Result<Self, PeerError> {
+        let chain = connection.peer_certificates().unwrap_or_default();
+        let leaf = chain.first().ok_or(PeerError::NoCertificate)?;
+        let LeafFacts {
+            identity,
+            mut not_after,
+            ..
+        } = LeafFacts::read(leaf)?;
+        for intermediate in &chain[1..] {
+            not_after = not_after.min(end_of(intermediate)?);
+        }
+        Ok(Self {
+            chain: chain.into(),
             usage,
             accepted_at: UnixTime::now(),
-        }
+            identity,
+            not_after,
+        })
     }
 
-    /// Whether `bundles` lead to the chain still. That the certificate has ended since is no reason
-    /// to refuse: connections outlive certificates, and its holder has got a new one.
+    /// Whom it names.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The end of the first of its certificates that ends.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Whether `bundles` lead to the chain still.
+    ///
+    /// That the certificate has ended since is no reason to refuse: connections outlive certificates.
+    /// Nor is it that a root is gone after that: an orderly rotation drops one when the last
+    /// certificate below it has ended. One that goes before is distrusted, and so is a trust domain
+    /// that has no roots any more.
     ///
     /// # Errors
     ///
     /// Why the peer would be refused by these bundles.
-    pub fn verify(&self, bundles: &Arc<SharedBundles>) -> Result<(), PeerError> {
+    pub fn verify(&self, bundles: &Arc<SharedBundles>, now: SystemTime) -> Result<(), PeerError> {
         let (leaf, intermediates) = self.chain.split_first().ok_or(PeerError::NoCertificate)?;
-        chain_verifier(bundles)
-            .verify(leaf, intermediates, self.accepted_at, self.usage)
-            .map(drop)
+        let verdict =
+            chain_verifier(bundles).verify(leaf, intermediates, self.accepted_at, self.usage);
+        match verdict {
+            Err(PeerError::UnknownIssuer { .. }) if self.not_after < now => Ok(()),
+            other => other.map(drop),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::identity::Identity;
 use crate::peer::{AcceptedIdentities, PeerError, peer_identity};
 use crate::testing::{TestCa, TestLeaf, self_signed};
 use crate::tls::{
-    Credentials, TlsOptions, client_config, crypto_provider, server_config, server_name,
+    Credentials, PeerChain, TlsOptions, client_config, crypto_provider, server_config, server_name,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -320,6 +320,40 @@ fn a_resumed_session_keeps_the_identity_and_is_judged_by_the_bundles_of_today() 
     let (_, third, ..) = handshake(&config, &server.server_config());
     assert_eq!(third.handshake_kind(), Some(HandshakeKind::Resumed));
     assert_eq!(server.peer(&third).unwrap_err().reason(), "unknown-issuer");
+}
+
+#[test]
+fn a_live_peer_is_refused_when_its_root_goes_before_its_certificate_has_ended_and_not_after() {
+    let ca = TestCa::new("cluster.local");
+    let bundles = ca.bundles();
+    let (server, client) = (ca.credentials("shop", "db"), ca.credentials("shop", "api"));
+    let config = client
+        .client_config(&server.identity().clone().into())
+        .unwrap();
+    let (client_side, server_side, ..) = handshake(&config, &server.server_config());
+    let chains = [
+        PeerChain::of_client(&server_side).unwrap(),
+        PeerChain::of_server(&client_side).unwrap(),
+    ];
+    assert_eq!(chains[0].identity(), client.identity());
+    assert_eq!(chains[0].not_after(), client.svid().not_after());
+    let (before, after) = (SystemTime::now(), SystemTime::now() + 2 * HOUR);
+    let verdicts = |now| chains.each_ref().map(|chain| chain.verify(&bundles, now));
+    for now in [before, after] {
+        assert_eq!(verdicts(now), [Ok(()), Ok(())]);
+    }
+    bundles
+        .replace(TestCa::new("cluster.local").bundle())
+        .unwrap();
+    for verdict in verdicts(before) {
+        assert_eq!(verdict.unwrap_err().reason(), "unknown-issuer");
+    }
+    assert_eq!(verdicts(after), [Ok(()), Ok(())]);
+    // A domain that is not trusted at all is no rotation.
+    assert!(bundles.withdraw(client.identity().trust_domain()));
+    for verdict in verdicts(after) {
+        assert_eq!(verdict.unwrap_err().reason(), "wrong-trust-domain");
+    }
 }
 
 #[test]

@@ -8,12 +8,13 @@ mod state;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
 use parking_lot::Mutex;
-use seine_identity::{AcceptedIdentities, Identity};
+use seine_identity::{AcceptedIdentities, Clock, Identity};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::debug;
@@ -327,7 +328,11 @@ impl Inner {
         self: &Arc<Self>,
         key: &Arc<TunnelKey>,
         attempt: AttemptId,
-        Tunnel { handle, driver }: Tunnel<D>,
+        Tunnel {
+            handle,
+            not_after,
+            driver,
+        }: Tunnel<D>,
     ) {
         let result = self
             .state
@@ -337,10 +342,18 @@ impl Inner {
         let Ok((tunnel, served)) = result else { return };
         let (pool, driven) = (Arc::downgrade(self), Arc::clone(key));
         tokio::spawn(async move {
-            driver.await;
-            if let Some(pool) = pool.upgrade() {
-                pool.retire(&driven, tunnel);
+            let retire = || {
+                if let Some(pool) = pool.upgrade() {
+                    pool.retire(&driven, tunnel);
+                }
+            };
+            let mut driver = pin!(driver);
+            // Whoever still proves to be the peer has got another certificate, which a new tunnel shows.
+            tokio::select! {
+                () = &mut driver => return retire(),
+                () = Clock::SYSTEM.passed(not_after) => retire(),
             }
+            driver.await;
         });
         self.seat(key, served);
     }

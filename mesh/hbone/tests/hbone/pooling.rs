@@ -5,16 +5,17 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use seine_hbone::{
     Connected, Connector, OpenError, Pool, ServeError, Settings, Stats, Stream, StreamError,
     TunnelKey,
 };
+use seine_identity::Clock;
 use tokio::time::Instant;
 
-use crate::support::{Seen, Server, open, pair, receive, request, server};
+use crate::support::{Seen, Server, open, pair, receive, request, send, server, server_with_lives};
 
 async fn accept_all(seen: &mut Seen, count: usize) -> Vec<Stream> {
     let mut streams = Vec::new();
@@ -423,4 +424,42 @@ async fn a_stream_that_the_peer_did_not_act_on_is_tried_once_more() {
         assert_eq!(requests.load(Ordering::Relaxed), 2);
         assert!(opened.err().is_none_or(|error| error.retryable()));
     }
+}
+
+/// Opens a stream, waits until the shorter of the two lives is over, and shows that the stream goes on and the tunnel takes
+/// no other.
+async fn only_what_stands_goes_on(of_client: u64, of_server: u64) -> (Pool, Arc<Server>) {
+    let [of_client, of_server] = [of_client, of_server].map(Duration::from_secs);
+    let (server, mut seen) = server_with_lives(Settings::default(), of_client, of_server);
+    let end = SystemTime::now() + of_client.min(of_server);
+    let pool = Pool::new(Settings::default());
+    let (mut near, mut far) = pair(&pool, &server, &mut seen).await;
+    Clock::SYSTEM.passed(end).await;
+    let refused = open(&pool, &server).await;
+    assert!(refused.is_err(), "{refused:?}");
+    send(&mut near, Bytes::from_static(b"still")).await.unwrap();
+    assert_eq!(receive(&mut far).await.unwrap().unwrap(), "still");
+    send(&mut far, Bytes::from_static(b"here")).await.unwrap();
+    assert_eq!(receive(&mut near).await.unwrap().unwrap(), "here");
+    assert!(
+        seen.incoming.try_recv().is_err(),
+        "no second CONNECT came through"
+    );
+    (pool, server)
+}
+
+#[tokio::test]
+async fn a_server_takes_no_stream_after_the_clients_certificate_has_ended() {
+    only_what_stands_goes_on(2, 3600).await;
+}
+
+#[tokio::test]
+async fn a_client_opens_no_stream_after_the_servers_certificate_has_ended() {
+    let (pool, server) = only_what_stands_goes_on(3600, 2).await;
+    assert_eq!(
+        server.connections(),
+        2,
+        "a new tunnel would have proved more"
+    );
+    assert_eq!(pool.stats().tunnels, 0);
 }

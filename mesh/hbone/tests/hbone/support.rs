@@ -6,14 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use seine_hbone::{
     Authority, ConnectRequest, Connected, Connector, DrainSignal, DrainTrigger, Incoming, Io,
     OpenError, Opened, Pool, ServeError, Settings, Stream, StreamError, TunnelKey, drain, serve,
 };
-use seine_identity::testing::TestCa;
-use seine_identity::{Credentials, Identity};
+use seine_identity::testing::{TestCa, TestLeaf};
+use seine_identity::{Credentials, Identity, TlsOptions};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 
@@ -48,13 +49,29 @@ impl Seen {
 }
 
 pub(crate) fn server(settings: Settings) -> (Arc<Server>, Seen) {
+    let hour = Duration::from_secs(3600);
+    server_with_lives(settings, hour, hour)
+}
+
+/// The same, where the certificates of client and server have so long to live.
+pub(crate) fn server_with_lives(
+    settings: Settings,
+    of_client: Duration,
+    of_server: Duration,
+) -> (Arc<Server>, Seen) {
     let ca = TestCa::new("cluster.local");
+    let credentials = |name: &str, life| {
+        let mut leaf = TestLeaf::new(&ca.identity("shop", name));
+        leaf.not_after = SystemTime::now() + life;
+        let svid = Arc::new(ca.svid_from(&leaf));
+        Arc::new(Credentials::new(svid, ca.bundles(), TlsOptions::default()).unwrap())
+    };
     let (incoming, seen_incoming) = mpsc::unbounded_channel();
     let (ended, seen_ended) = mpsc::unbounded_channel();
     let (drain, signal) = drain();
     let server = Server {
-        client: ca.credentials("shop", "web"),
-        credentials: ca.credentials("shop", "db"),
+        client: credentials("web", of_client),
+        credentials: credentials("db", of_server),
         ca,
         settings: Arc::new(settings),
         incoming,

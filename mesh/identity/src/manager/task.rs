@@ -113,7 +113,8 @@ impl Shared {
             tokio::select! {
                 Some(fetched) = requests.join_next() => match fetched {
                     Ok((identity, number, result)) => self.record(&identity, number, result),
-                    Err(error) => warn!(%error, "a request for a certificate did not end well"),
+                    // Its identity would never be asked for again. Nobody aborts requests.
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
                 () = self.wake.notified() => {}
                 () = sleep(sleep_for) => {}
