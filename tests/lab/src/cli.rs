@@ -15,7 +15,7 @@ use crate::mesh::Mesh;
 use crate::names::{LabName, MAX_NODES};
 use crate::pause::Sandbox;
 use crate::prober;
-use crate::protocol::{Component, Request, Status};
+use crate::protocol::{Component, KillSignal, Request, Status};
 use crate::supervisor;
 use crate::table::Table;
 
@@ -140,13 +140,16 @@ enum Action {
         #[arg(long)]
         node: Option<u8>,
     },
-    /// Kill an agent, ztunnel or control plane with SIGKILL. It stays dead until restart.
+    /// Kill an agent, ztunnel or control plane. It stays dead until restart.
     Kill {
         /// What.
         component: Component,
         /// On one node; else on all.
         #[arg(long)]
         node: Option<u8>,
+        /// As a crash, or in order: TERM lets it drain and returns when it has ended.
+        #[arg(long, value_enum, default_value = "kill", ignore_case = true)]
+        signal: KillSignal,
     },
     /// Show nodes, mesh and pods.
     Status {
@@ -324,8 +327,16 @@ impl Action {
             Self::Restart { component, node } => {
                 lab.request(&Request::Restart { component, node })?;
             }
-            Self::Kill { component, node } => {
-                lab.request(&Request::Kill { component, node })?;
+            Self::Kill {
+                component,
+                node,
+                signal,
+            } => {
+                lab.request(&Request::Kill {
+                    component,
+                    node,
+                    signal,
+                })?;
             }
             Self::Status { output } => {
                 let status = lab.status()?;

@@ -147,8 +147,12 @@ impl Server {
                 mesh()?.restart(component, node).await?;
                 Value::Null
             }
-            Request::Kill { component, node } => {
-                mesh()?.kill(component, node).await?;
+            Request::Kill {
+                component,
+                node,
+                signal,
+            } => {
+                mesh()?.kill(component, node, signal).await?;
                 Value::Null
             }
             Request::Status => serde_json::to_value(self.ask(Call::Status).await?)?,

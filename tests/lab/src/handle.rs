@@ -173,8 +173,26 @@ impl Lab {
 
     /// Kills with SIGKILL; it stays dead until [`Self::restart`].
     pub fn kill(&self, component: Component, node: u8) -> Result<()> {
-        self.simple(["kill", component.name(), "--node", &node.to_string()], "")
-            .map(drop)
+        self.kill_with(component, node, "KILL")
+    }
+
+    /// Ends with SIGTERM and without a successor; returns when it is gone, which it stays until
+    /// [`Self::restart`].
+    pub fn terminate(&self, component: Component, node: u8) -> Result<()> {
+        self.kill_with(component, node, "TERM")
+    }
+
+    fn kill_with(&self, component: Component, node: u8, signal: &str) -> Result<()> {
+        let node = node.to_string();
+        let arguments = [
+            "kill",
+            component.name(),
+            "--node",
+            &node,
+            "--signal",
+            signal,
+        ];
+        self.simple(arguments, "").map(drop)
     }
 
     /// Everything about the lab.

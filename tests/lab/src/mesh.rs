@@ -32,7 +32,7 @@ use crate::netns::Netns;
 use crate::network::Network;
 use crate::objects::ObjectDirectory;
 use crate::prober::{Check, Prober};
-use crate::protocol::{Component, ComponentStatus};
+use crate::protocol::{Component, ComponentStatus, KillSignal};
 use crate::token::{Issuer, Subject};
 
 /// The namespace of the mesh's own programs.
@@ -216,16 +216,27 @@ impl Mesh {
         self.daemons.lock().expect("no holder panics")
     }
 
-    /// Kills with SIGKILL and returns when they are gone.
-    pub async fn kill(&self, component: Component, node: Option<u8>) -> Result<()> {
+    /// Ends them without successors and returns when they are gone.
+    pub async fn kill(
+        &self,
+        component: Component,
+        node: Option<u8>,
+        signal: KillSignal,
+    ) -> Result<()> {
         let _alone = self.operation.lock().await;
+        let (signal, limit) = match signal {
+            KillSignal::Kill => (Signal::SIGKILL, PATIENCE),
+            KillSignal::Term => (Signal::SIGTERM, DRAIN + PATIENCE),
+        };
         for place in self.places(component, node)? {
             let daemon = self.daemons().get(&place).cloned();
             let Some(daemon) = daemon.filter(|daemon| daemon.runs()) else {
                 bail!("{} does not run", describe(place));
             };
-            kill(daemon.pid, Signal::SIGKILL).context("kill")?;
-            daemon.wait(PATIENCE).await;
+            kill(daemon.pid, signal).context("kill")?;
+            if !daemon.wait(limit).await {
+                bail!("{} still runs {limit:?} after {signal}", describe(place));
+            }
         }
         Ok(())
     }

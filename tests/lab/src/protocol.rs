@@ -47,6 +47,18 @@ impl Component {
     }
 }
 
+/// How a program is ended that gets no successor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KillSignal {
+    /// As a crash ends it.
+    #[default]
+    Kill,
+    /// As a node that shuts down, or a DaemonSet that deletes before it creates, ends it: it may
+    /// first drain.
+    Term,
+}
+
 /// A command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -88,12 +100,14 @@ pub enum Request {
         /// Where; all nodes otherwise.
         node: Option<u8>,
     },
-    /// Kill with SIGKILL; it stays dead until it is restarted.
+    /// End it; it stays dead until it is restarted.
     Kill {
         /// What.
         component: Component,
         /// Where; all nodes otherwise.
         node: Option<u8>,
+        /// How.
+        signal: KillSignal,
     },
     /// Everything about the lab.
     Status,
