@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,11 +15,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::manifests;
-use crate::peer::report::Asked;
+use crate::peer::report::{Asked, LiveEvent};
 use crate::trial::Shared;
 
 /// How long an effect may take that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a program in a pod may be silent that has something to report: longer than it waits itself
+/// before it reports that it waited in vain.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// So many lines of each log are shown after a failure.
 const LAST_LINES: usize = 8;
@@ -35,6 +40,36 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Resul
             "waited {PATIENCE:?} in vain until {what}"
         );
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// As the peer's command line takes it.
+    pub fn number(self) -> &'static str {
+        match self {
+            Self::V4 => "4",
+            Self::V6 => "6",
+        }
+    }
+
+    /// The one of these.
+    pub fn of<T>(self, (v4, v6): (T, T)) -> T {
+        match self {
+            Self::V4 => v4,
+            Self::V6 => v6,
+        }
     }
 }
 
@@ -180,6 +215,18 @@ impl Bed {
             "{from} to {host} port {port}: {asked:?}"
         );
         Ok(asked)
+    }
+
+    /// As [`Self::start`] of a connection in the hands of the test: it stands when this returns.
+    pub fn live(&self, from: &str, host: &str, port: u16, family: Family) -> Result<Running> {
+        let port = port.to_string();
+        let mut live = self.start(from, &["live", host, &port, "--family", family.number()])?;
+        let event: LiveEvent = live.report()?;
+        ensure!(
+            matches!(event, LiveEvent::Connected { .. }),
+            "{from} to {host} port {port}: {event:?}"
+        );
+        Ok(live)
     }
 
     /// A pod's state.
@@ -377,7 +424,7 @@ pub struct Running {
     what: String,
     child: Child,
     stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Running {
@@ -390,11 +437,20 @@ impl Running {
             .with_context(|| format!("starting {what}"))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("stdout was piped")?;
+        let (sender, lines) = channel();
+        // Apart, since a pipe can't be read with a deadline. It ends with the child's output.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
         Ok(Self {
             what,
             child,
             stdin,
-            stdout: BufReader::new(stdout),
+            lines,
         })
     }
 
@@ -406,8 +462,19 @@ impl Running {
 
     /// The next line that it reports.
     pub fn report<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
+        let line = match self.lines.recv_timeout(SILENCE) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("{} hangs: it reported nothing for {SILENCE:?}", self.what)
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!(
+                    "{} ended without a report: {:?}",
+                    self.what,
+                    self.child.wait()?
+                )
+            }
+        };
         serde_json::from_str(&line).with_context(|| format!("{} said {line:?}", self.what))
     }
 
@@ -415,8 +482,12 @@ impl Running {
     pub fn finish<T: DeserializeOwned>(mut self) -> Result<T> {
         self.stdin = None;
         let report = self.report()?;
-        self.child.wait()?;
-        Ok(report)
+        // Nothing more comes, and then it is over.
+        match self.lines.recv_timeout(SILENCE) {
+            Err(RecvTimeoutError::Disconnected) => Ok(report),
+            Err(RecvTimeoutError::Timeout) => bail!("{} hangs after its report", self.what),
+            Ok(line) => bail!("{} said {line:?} after its last report", self.what),
+        }
     }
 }
 
@@ -424,5 +495,34 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Running {
+        Running::start(Command::new("sh").args(["-c", script]), script.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_peers_reports_come_one_by_one_and_the_last_at_its_end() {
+        let mut peer = shell("echo 1; read word; echo \"$word\"; cat >/dev/null; echo 3");
+        assert_eq!(peer.report::<u8>().unwrap(), 1);
+        peer.say("2").unwrap();
+        assert_eq!(peer.report::<u8>().unwrap(), 2);
+        assert_eq!(peer.finish::<u8>().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_peer_that_ended_early_or_says_too_much_is_an_error() {
+        let error = shell("exit 7").report::<u8>().unwrap_err().to_string();
+        assert!(error.contains("ended without a report"), "{error}");
+        let error = shell("echo 1; echo 2").finish::<u8>().unwrap_err();
+        assert!(
+            error.to_string().contains("after its last report"),
+            "{error}"
+        );
     }
 }

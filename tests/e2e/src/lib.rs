@@ -16,4 +16,4 @@ pub mod manifests;
 pub mod peer;
 pub mod trial;
 
-pub use bed::{Bed, Running, until};
+pub use bed::{Bed, Family, Running, until};

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{
     Pod, authorization, mesh_tls, meshed_namespace, plain_namespace, service,
 };
-use seine_e2e::peer::report::{Asked, LiveEvent};
-use seine_e2e::{Bed, trials, until};
+use seine_e2e::peer::report::{Asked, LiveEvent, Stage};
+use seine_e2e::{Bed, Family, Running, trials, until};
 use seine_lab::pcap::Capture;
 use seine_lab::protocol::Component;
 use serde_json::json;
@@ -105,34 +105,32 @@ fn the_wire_between_nodes_shows_neither_payload_nor_any_port_but_hbone(bed: &Bed
 }
 
 fn strict_refuses_plaintext_and_permissive_admits_it(bed: &Bed) -> Result<()> {
-    let (v4, v6) = bed.pod_ips("mesh/far")?;
-    let hosts = ["far.mesh".to_owned(), v4.to_string(), v6.to_string()];
-    for host in &hosts {
-        bed.echoes("plain/client", host, 8080)?;
-    }
-    bed.during(&[mesh_tls("mesh", "strict-far", "far", "Strict")], || {
-        until("plaintext is refused", || {
-            Ok(bed
-                .ask("plain/client", "far.mesh", 8080, "x")?
-                .was_refused()
-                .then_some(()))
-        })?;
+    for (target, node, other) in [("far", 2, "near"), ("near", 1, "far")] {
+        let name = format!("{target}.mesh");
+        let (v4, v6) = bed.pod_ips(&format!("mesh/{target}"))?;
+        let hosts = [name.clone(), v4.to_string(), v6.to_string()];
         for host in &hosts {
-            let asked = bed.ask("plain/client", host, 8080, "x")?;
-            ensure!(asked.was_refused(), "{host}: {asked:?}");
-            bed.echoes("mesh/client", host, 8080)?;
+            bed.echoes("plain/client", host, 8080)?;
         }
-        bed.await_ztunnel(
-            2,
-            &["connection denied", "security=none", "dst.workload=far"],
-        )?;
-        // The others are as they were.
-        bed.echoes("plain/client", "near.mesh", 8080).map(drop)
-    })?;
-    until("plaintext is admitted again", || {
-        let asked = bed.ask("plain/client", "far.mesh", 8080, "x")?;
-        Ok((asked.received == "x").then_some(()))
-    })
+        bed.during(&[mesh_tls("mesh", "strict", target, "Strict")], || {
+            refused(bed, "plain/client", &name, 8080)?;
+            for host in &hosts {
+                let asked = bed.ask("plain/client", host, 8080, "x")?;
+                ensure!(asked.was_refused(), "{host}: {asked:?}");
+                bed.echoes("mesh/client", host, 8080)?;
+            }
+            let workload = format!("dst.workload={target} ");
+            bed.await_ztunnel(node, &["connection denied", "security=none", &workload])?;
+            // The others are as they were.
+            bed.echoes("plain/client", &format!("{other}.mesh"), 8080)
+                .map(drop)
+        })?;
+        until("plaintext is admitted again", || {
+            let asked = bed.ask("plain/client", &name, 8080, "x")?;
+            Ok((asked.received == "x").then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 fn the_kubelets_probes_reach_a_strict_pod_and_no_other_plaintext_does(bed: &Bed) -> Result<()> {
@@ -307,32 +305,39 @@ fn a_policy_that_became_invalid_stays_in_force_over_a_restart_of_the_control_pla
 fn a_policy_that_changes_closes_the_live_connections_it_forbids_and_no_others(
     bed: &Bed,
 ) -> Result<()> {
-    let mut forbidden = bed.start("mesh/client", &["live", "far", "8080"])?;
-    let mut allowed = bed.start("mesh/other", &["live", "far", "8080"])?;
-    for live in [&mut forbidden, &mut allowed] {
-        ensure!(matches!(live.report()?, LiveEvent::Connected { .. }));
-        live.say("before")?;
-        ensure!(live.report::<LiveEvent>()? == LiveEvent::Line("before".to_owned()));
+    for (target, node) in [("far", 2), ("near", 1)] {
+        let live = |from: &str, family| -> Result<Running> {
+            let mut live = bed.live(from, target, 8080, family)?;
+            live.say("before")?;
+            ensure!(live.report::<LiveEvent>()? == LiveEvent::Line("before".to_owned()));
+            Ok(live)
+        };
+        let [forbidden4, forbidden6] = Family::ALL.map(|family| live("mesh/client", family));
+        let (mut forbidden4, mut forbidden6) = (forbidden4?, forbidden6?);
+        let mut allowed = live("mesh/other", Family::V4)?;
+        let name = format!("no-longer-to-{target}");
+        let rules = json!([{"from": [{"serviceAccounts": ["client"]}]}]);
+        let deny = authorization("mesh", &name, target, "Deny", rules);
+        bed.during(&[deny], || {
+            for forbidden in [&mut forbidden4, &mut forbidden6] {
+                let ended: LiveEvent = forbidden.report()?;
+                let LiveEvent::Ended(Some(failure)) = &ended else {
+                    anyhow::bail!("{target}: {ended:?}");
+                };
+                ensure!(
+                    failure.is(Stage::Receive, "ECONNRESET"),
+                    "{target}: {failure}"
+                );
+            }
+            let policy = format!("policy mesh/{name}");
+            bed.await_ztunnel(node, &["no longer allows it", &policy])?;
+            allowed.say("after")?;
+            ensure!(allowed.report::<LiveEvent>()? == LiveEvent::Line("after".to_owned()));
+            ensure!(allowed.finish::<LiveEvent>()? == LiveEvent::Ended(None));
+            Ok(())
+        })?;
     }
-    let deny = authorization(
-        "mesh",
-        "no-longer-the-client",
-        "far",
-        "Deny",
-        json!([{"from": [{"serviceAccounts": ["client"]}]}]),
-    );
-    bed.during(&[deny], || {
-        let ended: LiveEvent = forbidden.report()?;
-        ensure!(matches!(ended, LiveEvent::Ended(_)), "{ended:?}");
-        bed.await_ztunnel(
-            2,
-            &["no longer allows it", "policy mesh/no-longer-the-client"],
-        )?;
-        allowed.say("after")?;
-        ensure!(allowed.report::<LiveEvent>()? == LiveEvent::Line("after".to_owned()));
-        ensure!(allowed.finish::<LiveEvent>()? == LiveEvent::Ended(None));
-        Ok(())
-    })
+    Ok(())
 }
 
 fn a_policy_judges_the_original_port(bed: &Bed) -> Result<()> {

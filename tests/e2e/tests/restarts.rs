@@ -1,7 +1,5 @@
 //! Agents, ztunnels and the control plane that end, in order and not, while clients go on: none is
 //! refused, none gets past the mesh, and what broke says so by its errno.
-//!
-//! `SEINE_E2E_RESTARTS` is the number of restarts under load, 10 by default.
 
 #![allow(missing_docs, reason = "the names of tests say what they are about")]
 
@@ -15,19 +13,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
 use seine_e2e::peer::report::{Asked, LiveEvent, Loaded, Stage};
-use seine_e2e::{Bed, Running, trials, until};
-use seine_lab::Options;
+use seine_e2e::{Bed, Family, Running, trials, until};
 use seine_lab::pcap::Capture;
 use seine_lab::protocol::Component;
 
-/// What restarts under load are counted by.
-const RESTARTS: &str = "SEINE_E2E_RESTARTS";
+/// How often ztunnels restart under load.
+const RESTARTS: usize = 100;
 /// Where the lab's ztunnels take tunnels: the one port that a meshed pod may connect to.
 const HBONE: u16 = 15008;
 
 fn main() -> ExitCode {
     seine_e2e::trial::main(
-        || up("e2e-restarts", &[]),
+        up,
         trials![
             restarts_of_ztunnel_by_turns_refuse_nobody_and_let_nothing_out,
             a_lasting_connection_outlives_a_handover_until_the_deadline,
@@ -35,19 +32,13 @@ fn main() -> ExitCode {
             a_dead_agent_interrupts_nothing,
             with_ztunnel_and_agent_dead_connections_are_refused_and_nothing_leaves,
             with_the_control_plane_away_a_handover_serves_on_and_a_crash_fails_closed,
-            certificates_are_renewed_under_load_without_a_failure,
         ],
     )
 }
 
-fn up(name: &str, environment: &[(&str, &str)]) -> Result<Bed> {
-    let mut options = Options::new(name);
-    for (key, value) in environment {
-        let pair = ((*key).to_owned(), (*value).to_owned());
-        options.environment.push(pair);
-    }
-    Bed::with(
-        options,
+fn up() -> Result<Bed> {
+    Bed::up(
+        "e2e-restarts",
         &[
             meshed_namespace("mesh"),
             plain_namespace("plain"),
@@ -58,7 +49,9 @@ fn up(name: &str, environment: &[(&str, &str)]) -> Result<Bed> {
                 .serves(&["echo:8080"])
                 .object(),
             Pod::new("plain", "client", 2).object(),
+            Pod::new("mesh", "near", 1).serves(&["echo:8080"]).object(),
             service("mesh", "server", "server", &[("echo", 8080, 8080)]),
+            service("mesh", "near", "near", &[("echo", 8080, 8080)]),
             service("mesh", "client", "client", &[("echo", 8080, 8080)]),
         ],
     )
@@ -136,9 +129,11 @@ fn only_hbone(ports: &BTreeMap<u16, usize>) -> Result<()> {
     Ok(())
 }
 
-/// Clients that connect anew all the time.
+/// Clients that connect anew all the time, to a pod on their node and to one on the other, by both
+/// families.
 fn load(bed: &Bed) -> Result<Running> {
-    let load = bed.start("mesh/client", &["load", "server", "8080", "--workers", "8"])?;
+    let load = ["load", "server,near", "--port", "8080", "--workers", "8"];
+    let load = bed.start("mesh/client", &load)?;
     // So that connections are under way when something happens.
     std::thread::sleep(Duration::from_millis(300));
     Ok(load)
@@ -177,45 +172,61 @@ fn only_broken(loaded: &Loaded) -> Result<()> {
     Ok(())
 }
 
-fn restarts_of_ztunnel_by_turns_refuse_nobody_and_let_nothing_out(bed: &Bed) -> Result<()> {
-    let count = match std::env::var(RESTARTS) {
-        Ok(text) => text.parse().with_context(|| format!("{RESTARTS}={text}"))?,
-        Err(_) => 10_u32,
-    };
-    let client = Attempts::of(bed, "mesh/client")?;
-    let server = Attempts::of(bed, "mesh/server")?;
-    let mut errnos = BTreeMap::<String, u64>::new();
-    let mut connections = 0;
-    for round in 0..count {
-        // SIGTERM and SIGKILL on the client's node, then both on the server's.
-        let killed = round % 2 == 1;
-        let node = if round / 2 % 2 == 0 { 1 } else { 2 };
-        let load = load(bed)?;
-        if killed {
-            bed.lab().kill(Component::Ztunnel, node)?;
-        }
-        bed.lab().restart(Component::Ztunnel, node)?;
-        let loaded = end_load(load)?;
-        let how = if killed { "SIGKILL" } else { "SIGTERM" };
-        let judged = match killed {
-            true => only_broken(&loaded),
-            false => nothing_failed(&loaded),
-        };
-        judged.with_context(|| format!("restart {round} by {how} on node{node}"))?;
-        connections += loaded.connections;
-        for (errno, number) in loaded.failed {
-            *errnos.entry(format!("{how}: {errno}")).or_default() += number;
-        }
-    }
-    println!("{count} restarts, {connections} connections in order; the others: {errnos:?}");
-    bed.echoes("mesh/client", "server", 8080)?;
-    only_hbone(&client.stop()?).context("at the client")?;
-    only_hbone(&server.stop()?).context("at the server")
+/// How a ztunnel is restarted.
+#[derive(Clone, Copy, Debug)]
+enum Restart {
+    /// Its successor is ready before it gets SIGTERM.
+    HandOver,
+    /// SIGTERM, and a successor when it is gone.
+    Term,
+    /// SIGKILL, and then a successor.
+    Kill,
 }
 
-fn connected(live: &mut Running) -> Result<()> {
-    let event: LiveEvent = live.report()?;
-    ensure!(matches!(event, LiveEvent::Connected { .. }), "{event:?}");
+impl Restart {
+    fn of(self, bed: &Bed, node: u8) -> Result<()> {
+        match self {
+            Self::HandOver => {}
+            Self::Term => bed.lab().terminate(Component::Ztunnel, node)?,
+            Self::Kill => bed.lab().kill(Component::Ztunnel, node)?,
+        }
+        bed.lab().restart(Component::Ztunnel, node)
+    }
+
+    /// In order, clients notice nothing.
+    fn judge(self, loaded: &Loaded) -> Result<()> {
+        match self {
+            Self::HandOver | Self::Term => nothing_failed(loaded),
+            Self::Kill => only_broken(loaded),
+        }
+    }
+}
+
+fn restarts_of_ztunnel_by_turns_refuse_nobody_and_let_nothing_out(bed: &Bed) -> Result<()> {
+    let client = Attempts::of(bed, "mesh/client")?;
+    let server = Attempts::of(bed, "mesh/server")?;
+    let near = Attempts::of(bed, "mesh/near")?;
+    let mut errnos = BTreeMap::<String, u64>::new();
+    let mut connections = 0;
+    let ways = [Restart::HandOver, Restart::Term, Restart::Kill]
+        .into_iter()
+        .flat_map(|how| [(how, 1), (how, 2)]);
+    for (round, (how, node)) in ways.cycle().take(RESTARTS).enumerate() {
+        let load = load(bed)?;
+        how.of(bed, node)?;
+        let loaded = end_load(load)?;
+        how.judge(&loaded)
+            .with_context(|| format!("restart {round}, {how:?}, on node{node}"))?;
+        connections += loaded.connections;
+        for (errno, number) in loaded.failed {
+            *errnos.entry(format!("{how:?}: {errno}")).or_default() += number;
+        }
+    }
+    println!("{RESTARTS} restarts, {connections} connections in order; the others: {errnos:?}");
+    bed.echoes("mesh/client", "server", 8080)?;
+    for (attempts, at) in [(client, "client"), (server, "server"), (near, "near")] {
+        only_hbone(&attempts.stop()?).with_context(|| format!("at {at}"))?;
+    }
     Ok(())
 }
 
@@ -227,8 +238,7 @@ fn line(live: &mut Running, text: &str) -> Result<()> {
 }
 
 fn a_lasting_connection_outlives_a_handover_until_the_deadline(bed: &Bed) -> Result<()> {
-    let mut live = bed.start("mesh/client", &["live", "server", "8080"])?;
-    connected(&mut live)?;
+    let mut live = bed.live("mesh/client", "server", 8080, Family::V6)?;
     line(&mut live, "before")?;
     let before = bed.process(Component::Ztunnel, Some(1))?;
     std::thread::scope(|scope| -> Result<()> {
@@ -272,29 +282,43 @@ fn was_served(asks: Running) -> Result<()> {
 }
 
 fn while_ztunnel_is_dead_connections_wait_for_the_next(bed: &Bed) -> Result<()> {
-    let (client, _) = bed.pod_ips("mesh/client")?;
-    let (server, _) = bed.pod_ips("mesh/server")?;
-    let attempts = Attempts::of(bed, "mesh/client")?;
-    bed.lab().kill(Component::Ztunnel, 1)?;
-    // By address, since names are the proxy's to answer as well.
-    let outbound = asks(bed, "mesh/client", &server.to_string())?;
-    let tunnelled = asks(bed, "mesh/server", &client.to_string())?;
-    let plaintext = asks(bed, "plain/client", &client.to_string())?;
-    std::thread::sleep(Duration::from_secs(1));
-    bed.lab().restart(Component::Ztunnel, 1)?;
-    was_served(outbound).context("from the pod")?;
-    was_served(tunnelled).context("to the pod, through a tunnel")?;
-    was_served(plaintext).context("to the pod, in plaintext")?;
-    let mut ports = attempts.stop()?;
-    // The plaintext that came in; the policy lets it.
-    ports.remove(&8080);
-    only_hbone(&ports)
+    // On the client's node, and on the server's.
+    for (node, pod, other) in [
+        (1, "mesh/client", "mesh/server"),
+        (2, "mesh/server", "mesh/client"),
+    ] {
+        let attempts = Attempts::of(bed, pod)?;
+        bed.lab().kill(Component::Ztunnel, node)?;
+        let mut waiting = Vec::new();
+        for family in Family::ALL {
+            // By address, since names are the proxy's to answer as well.
+            let own = family.of(bed.pod_ips(pod)?).to_string();
+            let far = family.of(bed.pod_ips(other)?).to_string();
+            waiting.push(("from the pod", family, asks(bed, pod, &far)?));
+            waiting.push((
+                "to the pod, through a tunnel",
+                family,
+                asks(bed, other, &own)?,
+            ));
+            let plain = asks(bed, "plain/client", &own)?;
+            waiting.push(("to the pod, in plaintext", family, plain));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        bed.lab().restart(Component::Ztunnel, node)?;
+        for (which, family, asks) in waiting {
+            was_served(asks).with_context(|| format!("{which} {pod} by {family:?}"))?;
+        }
+        let mut ports = attempts.stop()?;
+        // The plaintext that came in; the policy lets it.
+        ports.remove(&8080);
+        only_hbone(&ports)?;
+    }
+    Ok(())
 }
 
 fn a_dead_agent_interrupts_nothing(bed: &Bed) -> Result<()> {
     let attempts = Attempts::of(bed, "mesh/client")?;
-    let mut live = bed.start("mesh/client", &["live", "server", "8080"])?;
-    connected(&mut live)?;
+    let mut live = bed.live("mesh/client", "server", 8080, Family::V4)?;
     let load = load(bed)?;
     for node in [1, 2] {
         bed.lab().kill(Component::Agent, node)?;
@@ -315,30 +339,51 @@ fn a_dead_agent_interrupts_nothing(bed: &Bed) -> Result<()> {
 }
 
 fn with_ztunnel_and_agent_dead_connections_are_refused_and_nothing_leaves(bed: &Bed) -> Result<()> {
-    let (client, _) = bed.pod_ips("mesh/client")?;
-    let (server, _) = bed.pod_ips("mesh/server")?;
-    let (client, server) = (client.to_string(), server.to_string());
-    let attempts = Attempts::of(bed, "mesh/client")?;
-    bed.lab().kill(Component::Agent, 1)?;
-    bed.lab().kill(Component::Ztunnel, 1)?;
+    for (node, pod, other) in [
+        (1, "mesh/client", "mesh/server"),
+        (2, "mesh/server", "mesh/client"),
+    ] {
+        with_both_dead(bed, node, pod, other).with_context(|| format!("on node{node}"))?;
+    }
+    Ok(())
+}
+
+fn with_both_dead(bed: &Bed, node: u8, pod: &str, other: &str) -> Result<()> {
+    let own = Family::ALL.map(|family| Ok(family.of(bed.pod_ips(pod)?).to_string()));
+    let own = own.into_iter().collect::<Result<Vec<_>>>()?;
+    let far = Family::ALL.map(|family| Ok(family.of(bed.pod_ips(other)?).to_string()));
+    let far = far.into_iter().collect::<Result<Vec<_>>>()?;
+    let attempts = Attempts::of(bed, pod)?;
+    bed.lab().kill(Component::Agent, node)?;
+    bed.lab().kill(Component::Ztunnel, node)?;
     let outcome = || -> Result<()> {
-        for _ in 0..10 {
-            let asked = bed.ask("mesh/client", &server, 8080, "x")?;
-            ensure!(asked.failed(Stage::Connect, "ECONNREFUSED"), "{asked:?}");
+        for far in far.iter().cycle().take(10) {
+            let asked = bed.ask(pod, far, 8080, "x")?;
+            ensure!(
+                asked.failed(Stage::Connect, "ECONNREFUSED"),
+                "{far}: {asked:?}"
+            );
         }
-        let asked = bed.ask("plain/client", &client, 8080, "x")?;
-        ensure!(asked.failed(Stage::Connect, "ECONNREFUSED"), "{asked:?}");
+        for own in &own {
+            let asked = bed.ask("plain/client", own, 8080, "x")?;
+            ensure!(
+                asked.failed(Stage::Connect, "ECONNREFUSED"),
+                "{own}: {asked:?}"
+            );
+        }
         Ok(())
     };
     let outcome = outcome();
-    bed.lab().restart(Component::Agent, 1)?;
-    bed.lab().restart(Component::Ztunnel, 1)?;
+    bed.lab().restart(Component::Agent, node)?;
+    bed.lab().restart(Component::Ztunnel, node)?;
     outcome?;
-    until("the pod is served again", || {
-        let asked = bed.ask("mesh/client", &server, 8080, "x")?;
-        Ok((asked.received == "x").then_some(()))
-    })?;
-    bed.echoes("plain/client", &client, 8080)?;
+    for (own, far) in own.iter().zip(&far) {
+        until("the pod is served again", || {
+            let asked = bed.ask(pod, far, 8080, "x")?;
+            Ok((asked.received == "x").then_some(()))
+        })?;
+        bed.echoes("plain/client", own, 8080)?;
+    }
     let mut ports = attempts.stop()?;
     // What the client in plaintext tried.
     ports.remove(&8080);
@@ -388,35 +433,4 @@ fn with_the_control_plane_away_a_handover_serves_on_and_a_crash_fails_closed(
         let asked = bed.ask("mesh/client", &server, 8080, "x")?;
         Ok((asked.received == "x").then_some(()))
     })
-}
-
-fn certificates_are_renewed_under_load_without_a_failure(_: &Bed) -> Result<()> {
-    // A lab of its own, beside the other, with certificates that end soon.
-    let bed = up("e2e-renewal", &[("SEINE_CERTIFICATE_LIFETIME", "30")])?;
-    let serials = |node: u8| -> Result<String> {
-        let page = bed.ztunnel_admin(node, "/certificates")?;
-        Ok(page
-            .lines()
-            .filter(|line| line.contains("\"serial\""))
-            .collect())
-    };
-    let before = [serials(1)?, serials(2)?];
-    ensure!(
-        before.iter().all(|serials| !serials.is_empty()),
-        "{before:?}"
-    );
-    let load = bed.start(
-        "mesh/client",
-        &["load", "server", "8080", "--workers", "4", "--lasting", "4"],
-    )?;
-    // Past the end of the first certificates, so that nothing rests on them any more.
-    std::thread::sleep(Duration::from_secs(40));
-    let loaded = end_load(load)?;
-    let after = [serials(1)?, serials(2)?];
-    ensure!(
-        before[0] != after[0] && before[1] != after[1],
-        "{before:?} and then {after:?}"
-    );
-    ensure!(loaded.exchanges > 0, "{loaded:?}");
-    nothing_failed(&loaded)
 }

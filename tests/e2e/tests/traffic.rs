@@ -9,23 +9,25 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{Pod, headless, meshed_namespace, plain_namespace, service};
 use seine_e2e::peer::report::{Asked, LiveEvent, Resolved, Stage, Transferred};
-use seine_e2e::{Bed, trials};
+use seine_e2e::{Bed, Family, trials, until};
 use serde_json::json;
 
-const SERVERS: [&str; 5] = [
+const SERVERS: [&str; 6] = [
     "echo:8080",
     "greet:8081",
     "sink:8082",
     "source:8083",
     "reset:8084",
+    "end:8085",
 ];
-const PORTS: [(&str, u16, u16); 6] = [
+const PORTS: [(&str, u16, u16); 7] = [
     ("web", 80, 8080),
     ("echo", 8080, 8080),
     ("greet", 8081, 8081),
     ("sink", 8082, 8082),
     ("source", 8083, 8083),
     ("reset", 8084, 8084),
+    ("end", 8085, 8085),
 ];
 
 fn main() -> ExitCode {
@@ -38,14 +40,14 @@ fn main() -> ExitCode {
             a_service_spreads_connections_over_all_its_pods,
             a_headless_service_and_each_pod_of_its_stateful_set_have_names,
             dns_answers_a_aaaa_and_srv_and_forwards_what_is_not_the_meshs,
-            both_ends_log_both_identities,
             the_server_sees_the_clients_own_address_and_the_client_the_one_it_asked_for,
             a_meshed_pod_reaches_an_unmeshed_one_and_is_reached_by_it,
             a_pod_reaches_itself_without_the_mesh,
             a_server_that_speaks_first_is_heard,
             a_half_closed_connection_carries_the_answer,
-            a_reset_arrives_as_a_reset,
-            a_port_where_nothing_listens_fails,
+            a_servers_reset_arrives_as_a_reset,
+            a_clients_reset_arrives_as_a_reset_and_its_end_as_an_end,
+            a_port_where_nothing_listens_is_refused,
         ],
     )
 }
@@ -53,6 +55,8 @@ fn main() -> ExitCode {
 fn up() -> Result<Bed> {
     let mut both = service("mesh", "both", "", &PORTS);
     both["spec"]["selector"] = json!({"tier": "server"});
+    let mut spread = headless("mesh", "spread", "", &PORTS);
+    spread["spec"]["selector"] = json!({"tier": "server"});
     Bed::up(
         "e2e-traffic",
         &[
@@ -71,36 +75,83 @@ fn up() -> Result<Bed> {
                 .object(),
             Pod::new("mesh", "db", 2).serves(&SERVERS).stateful_set(2),
             Pod::new("plain", "client", 1).object(),
-            Pod::new("plain", "server", 2).serves(&SERVERS).object(),
+            Pod::new("plain", "near", 1).serves(&SERVERS).object(),
+            Pod::new("plain", "far", 2).serves(&SERVERS).object(),
             service("mesh", "near", "near", &PORTS),
             service("mesh", "far", "far", &PORTS),
             both,
+            spread,
             headless("mesh", "db", "db", &PORTS),
-            service("plain", "server", "server", &PORTS),
+            service("plain", "near", "near", &PORTS),
+            service("plain", "far", "far", &PORTS),
         ],
     )
+}
+
+/// The meshed servers, each with the number of its node; the client is on node 1.
+const TARGETS: [(&str, u8); 2] = [("near", 1), ("far", 2)];
+
+/// Each server in each family.
+fn cases() -> impl Iterator<Item = (&'static str, u8, Family)> {
+    TARGETS
+        .into_iter()
+        .flat_map(|(target, node)| Family::ALL.map(|family| (target, node, family)))
 }
 
 fn addresses((v4, v6): (IpAddr, IpAddr)) -> [String; 2] {
     [v4.to_string(), v6.to_string()]
 }
 
+/// The client gets its echo, and both ends log that it was in mutual TLS between these two.
+fn echoes_in_the_mesh(
+    bed: &Bed,
+    (target, node, family): (&str, u8, Family),
+    address: IpAddr,
+    port: u16,
+) -> Result<()> {
+    let client = family.of(bed.pod_ips("mesh/client")?);
+    // As it begins where a port follows.
+    let client = std::net::SocketAddr::new(client, 0).to_string();
+    let client = format!("src.addr={}", client.trim_end_matches('0'));
+    let identity = format!("dst.identity=spiffe://cluster.local/ns/mesh/sa/{target} ");
+    let needles = [
+        "connection closed",
+        "direction=inbound",
+        "security=mutual_tls",
+        "src.identity=spiffe://cluster.local/ns/mesh/sa/client ",
+        &identity,
+        &client,
+    ];
+    let before = bed.ztunnel_lines(node, &needles)?.len();
+    let asked = bed.echoes("mesh/client", &address.to_string(), port)?;
+    let source = asked.local.context("it was connected")?;
+    let source = format!("src.addr={source} ");
+    let mut outbound = needles;
+    (outbound[1], outbound[5]) = ("direction=outbound", source.as_str());
+    bed.await_ztunnel(1, &outbound)?;
+    until(
+        &format!("node{node} logs the inbound end {needles:?}"),
+        || {
+            let now = bed.ztunnel_lines(node, &needles)?.len();
+            Ok((now > before).then_some(()))
+        },
+    )
+}
+
 fn pods_reach_services_by_address_in_both_families_on_one_node_and_across_two(
     bed: &Bed,
 ) -> Result<()> {
-    for target in ["near", "far"] {
-        for address in addresses(bed.service_ips(&format!("mesh/{target}"))?) {
-            bed.echoes("mesh/client", &address, 80)?;
-        }
+    for case in cases() {
+        let address = case.2.of(bed.service_ips(&format!("mesh/{}", case.0))?);
+        echoes_in_the_mesh(bed, case, address, 80)?;
     }
     Ok(())
 }
 
 fn pods_reach_pods_by_address_in_both_families_on_one_node_and_across_two(bed: &Bed) -> Result<()> {
-    for target in ["near", "far"] {
-        for address in addresses(bed.pod_ips(&format!("mesh/{target}"))?) {
-            bed.echoes("mesh/client", &address, 8080)?;
-        }
+    for case in cases() {
+        let address = case.2.of(bed.pod_ips(&format!("mesh/{}", case.0))?);
+        echoes_in_the_mesh(bed, case, address, 8080)?;
     }
     Ok(())
 }
@@ -114,22 +165,26 @@ fn pods_reach_services_by_short_and_by_full_names(bed: &Bed) -> Result<()> {
     ] {
         bed.echoes("mesh/client", name, 80)?;
     }
-    bed.echoes("mesh/client", "server.plain", 80)?;
+    bed.echoes("mesh/client", "far.plain", 80)?;
     Ok(())
 }
 
 fn a_service_spreads_connections_over_all_its_pods(bed: &Bed) -> Result<()> {
+    answers_from_both(bed, "both")
+}
+
+fn answers_from_both(bed: &Bed, service: &str) -> Result<()> {
     let mut seen = std::collections::BTreeSet::new();
     // By chance alone all 40 would go to one of the two less than once in 10^11.
     for _ in 0..40 {
-        let asked = bed.ask("mesh/client", "both", 8081, "")?;
+        let asked = bed.ask("mesh/client", service, 8081, "")?;
         let pod = asked.received.split(' ').nth(2).map(str::to_owned);
         seen.insert(pod.with_context(|| format!("{asked:?}"))?);
         if seen.len() == 2 {
             break;
         }
     }
-    ensure!(seen.len() == 2, "only {seen:?} answered");
+    ensure!(seen.len() == 2, "of {service} only {seen:?} answered");
     Ok(())
 }
 
@@ -156,7 +211,23 @@ fn a_headless_service_and_each_pod_of_its_stateful_set_have_names(bed: &Bed) -> 
             "src.identity=spiffe://cluster.local/ns/mesh/sa/client",
         ],
     )?;
-    Ok(())
+    // One whose pods are on both nodes.
+    let spread: Resolved = bed.peer(
+        "mesh/client",
+        &[
+            "resolve",
+            "spread.mesh.svc.cluster.local.",
+            "--type",
+            "AAAA",
+        ],
+    )?;
+    let mut pods = Vec::new();
+    for (target, _) in TARGETS {
+        pods.push(bed.pod_ips(&format!("mesh/{target}"))?.1.to_string());
+    }
+    pods.sort();
+    ensure!(spread.answers == pods, "{spread:?}, not {pods:?}");
+    bed.echoes("mesh/client", "spread", 8080).map(drop)
 }
 
 fn dns_answers_a_aaaa_and_srv_and_forwards_what_is_not_the_meshs(bed: &Bed) -> Result<()> {
@@ -188,26 +259,6 @@ fn dns_answers_a_aaaa_and_srv_and_forwards_what_is_not_the_meshs(bed: &Bed) -> R
     Ok(())
 }
 
-fn both_ends_log_both_identities(bed: &Bed) -> Result<()> {
-    let asked = bed.echoes("mesh/client", "far", 80)?;
-    let client = asked.local.context("it was connected")?;
-    let identities = [
-        "src.identity=spiffe://cluster.local/ns/mesh/sa/client",
-        "dst.identity=spiffe://cluster.local/ns/mesh/sa/far",
-        "security=mutual_tls",
-    ];
-    let source = format!("src.addr={client}");
-    for (node, direction) in [(1, "direction=outbound"), (2, "direction=inbound")] {
-        let mut needles = vec![direction];
-        needles.extend(identities);
-        if node == 1 {
-            needles.push(&source);
-        }
-        bed.await_ztunnel(node, &needles)?;
-    }
-    Ok(())
-}
-
 fn the_server_sees_the_clients_own_address_and_the_client_the_one_it_asked_for(
     bed: &Bed,
 ) -> Result<()> {
@@ -235,24 +286,27 @@ fn the_server_sees_the_clients_own_address_and_the_client_the_one_it_asked_for(
 }
 
 fn a_meshed_pod_reaches_an_unmeshed_one_and_is_reached_by_it(bed: &Bed) -> Result<()> {
-    for address in addresses(bed.service_ips("plain/server")?)
-        .into_iter()
-        .chain(addresses(bed.pod_ips("plain/server")?))
-    {
-        bed.echoes("mesh/client", &address, 8080)?;
-    }
-    for target in ["mesh/near", "mesh/far"] {
-        for address in addresses(bed.service_ips(target)?)
-            .into_iter()
-            .chain(addresses(bed.pod_ips(target)?))
-        {
-            bed.echoes("plain/client", &address, 8080)?;
+    for (client, namespace) in [("mesh/client", "plain"), ("plain/client", "mesh")] {
+        for (target, _) in TARGETS {
+            let target = format!("{namespace}/{target}");
+            for address in addresses(bed.service_ips(&target)?)
+                .into_iter()
+                .chain(addresses(bed.pod_ips(&target)?))
+            {
+                bed.echoes(client, &address, 8080)?;
+            }
         }
     }
-    bed.await_ztunnel(
-        2,
-        &["direction=inbound", "security=none", "dst.workload=far"],
-    )?;
+    for (target, node) in TARGETS {
+        let workload = format!("dst.workload={target} ");
+        for (node, direction, namespace) in [
+            (node, "direction=inbound", "dst.namespace=mesh"),
+            (1, "direction=outbound", "dst.namespace=plain"),
+        ] {
+            let needles = [direction, "security=none", &workload, namespace];
+            bed.await_ztunnel(node, &needles)?;
+        }
+    }
     Ok(())
 }
 
@@ -265,14 +319,11 @@ fn a_pod_reaches_itself_without_the_mesh(bed: &Bed) -> Result<()> {
 }
 
 fn a_server_that_speaks_first_is_heard(bed: &Bed) -> Result<()> {
-    for target in ["near", "far"] {
+    for (target, _, family) in cases() {
         // The client says nothing before it has heard.
-        let mut live = bed.start("mesh/client", &["live", target, "8081"])?;
-        let LiveEvent::Connected { .. } = live.report()? else {
-            anyhow::bail!("it did not connect to {target}");
-        };
+        let mut live = bed.live("mesh/client", target, 8081, family)?;
         let LiveEvent::Line(line) = live.report()? else {
-            anyhow::bail!("{target} said nothing");
+            anyhow::bail!("{target} said nothing by {family:?}");
         };
         ensure!(line.starts_with(&format!("hello from {target} ")), "{line}");
         live.say("and the rest")?;
@@ -283,47 +334,75 @@ fn a_server_that_speaks_first_is_heard(bed: &Bed) -> Result<()> {
 }
 
 fn a_half_closed_connection_carries_the_answer(bed: &Bed) -> Result<()> {
-    for target in ["near", "far"] {
+    for (target, _, family) in cases() {
         // The sink answers after the client's end of stream, and not before.
+        let family = family.number();
+        let bytes = "100000";
         let done: Transferred = bed.peer(
             "mesh/client",
-            &["transfer", target, "8082", "8083", "100000"],
+            &[
+                "transfer", target, "8082", "8083", bytes, "--family", family,
+            ],
         )?;
-        let expected = seine_e2e::peer::pattern::expected(100_000);
+        let expected = seine_e2e::peer::pattern::expected(bytes.parse()?);
         ensure!(
             done.sent.as_ref() == Some(&expected) && done.received.as_ref() == Some(&expected),
-            "{target}: {done:?}"
+            "{target} by IPv{family}: {done:?}"
         );
     }
     Ok(())
 }
 
-fn a_reset_arrives_as_a_reset(bed: &Bed) -> Result<()> {
-    for target in ["near", "far"] {
-        let mut live = bed.start("mesh/client", &["live", target, "8084"])?;
-        let LiveEvent::Connected { .. } = live.report()? else {
-            anyhow::bail!("it did not connect to {target}");
-        };
+fn a_servers_reset_arrives_as_a_reset(bed: &Bed) -> Result<()> {
+    for (target, _, family) in cases() {
+        let mut live = bed.live("mesh/client", target, 8084, family)?;
         live.say("go")?;
         let ended: LiveEvent = live.report()?;
         let LiveEvent::Ended(Some(failure)) = ended else {
-            anyhow::bail!("{target}: {ended:?}");
+            anyhow::bail!("{target} by {family:?}: {ended:?}");
         };
         ensure!(
             failure.is(Stage::Receive, "ECONNRESET"),
-            "{target}: {failure}"
+            "{target} by {family:?}: {failure}"
         );
     }
     Ok(())
 }
 
-fn a_port_where_nothing_listens_fails(bed: &Bed) -> Result<()> {
-    let (v4, _) = bed.pod_ips("mesh/far")?;
-    let asked = bed.ask("mesh/client", &v4.to_string(), 4444, "x")?;
-    ensure!(
-        asked.failure.is_some() && asked.was_refused(),
-        "a closed port: {asked:?}"
-    );
-    bed.await_ztunnel(2, &["response_flags=CONNECT", &format!("{v4}:4444")])?;
+fn a_clients_reset_arrives_as_a_reset_and_its_end_as_an_end(bed: &Bed) -> Result<()> {
+    for (target, _, family) in cases() {
+        let client = family.of(bed.pod_ips("mesh/client")?);
+        for (resets, how) in [(true, "ECONNRESET"), (false, "EOF")] {
+            let mut live = bed.live("mesh/client", target, 8085, family)?;
+            // The server has read it when it comes back.
+            live.say("word")?;
+            ensure!(live.report::<LiveEvent>()? == LiveEvent::Line("word".to_owned()));
+            if resets {
+                live.say(seine_e2e::peer::client::RESET)?;
+            } else {
+                ensure!(live.finish::<LiveEvent>()? == LiveEvent::Ended(None));
+            }
+            let line = format!("end: 5 bytes from {client}, then {how}");
+            until(&format!("{target} prints {line:?}"), || {
+                let log = bed.lab().pod_logs("mesh", target)?;
+                Ok(log
+                    .lines()
+                    .any(|l| l.trim_end().ends_with(&line))
+                    .then_some(()))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn a_port_where_nothing_listens_is_refused(bed: &Bed) -> Result<()> {
+    for (target, node, family) in cases() {
+        let address = family.of(bed.pod_ips(&format!("mesh/{target}"))?);
+        let asked = bed.ask("mesh/client", &address.to_string(), 4444, "x")?;
+        ensure!(asked.was_refused(), "a closed port: {asked:?}");
+        let closed = std::net::SocketAddr::new(address, 4444);
+        let closed = format!("dst.original={closed}");
+        bed.await_ztunnel(node, &["response_flags=CONNECT", &closed])?;
+    }
     Ok(())
 }

@@ -6,11 +6,15 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::pattern::{Checker, Pattern};
 use super::report::{Asked, Failure, LiveEvent, Received, Stage, Transferred, print};
+
+/// How long one step of a connection may take that should go on.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Without the IPv6 form of IPv4 addresses.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
@@ -32,9 +36,7 @@ pub async fn connect(host: &str, port: u16, family: Option<u8>) -> Result<TcpStr
             _ => true,
         })
         .ok_or_else(|| Failure::named(Stage::Resolve, "NONE"))?;
-    TcpStream::connect(address)
-        .await
-        .map_err(|error| Failure::new(Stage::Connect, &error))
+    at(Stage::Connect, TcpStream::connect(address)).await
 }
 
 /// Connects, sends, half-closes, and reads to the end.
@@ -78,13 +80,20 @@ async fn ask_all(
     Ok(())
 }
 
+/// A step that must not take longer than [`PATIENCE`].
 async fn at<T>(stage: Stage, work: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
-    work.await.map_err(|error| Failure::new(stage, &error))
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(result) => result.map_err(|error| Failure::new(stage, &error)),
+        Err(_) => Err(Failure::named(stage, "PATIENCE")),
+    }
 }
 
+/// The line of standard input on which [`live`] resets its connection.
+pub const RESET: &str = "RESET";
+
 /// One connection in the hands of standard input; ends with it.
-pub async fn live(host: &str, port: u16) -> Result<()> {
-    let stream = match connect(host, port, None).await {
+pub async fn live(host: &str, port: u16, family: Option<u8>) -> Result<()> {
+    let stream = match connect(host, port, family).await {
         Ok(stream) => stream,
         Err(failure) => return print(&LiveEvent::Ended(Some(failure))),
     };
@@ -96,6 +105,12 @@ pub async fn live(host: &str, port: u16) -> Result<()> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Ok(Some(line)) = lines.next_line().await {
+            if line == RESET {
+                let socket: &TcpStream = to.as_ref();
+                let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+                // Its last descriptor closes with this process.
+                std::process::exit(0);
+            }
             // A failure shows in what is received.
             let _ = to.write_all(format!("{line}\n").as_bytes()).await;
         }
@@ -117,8 +132,17 @@ pub async fn live(host: &str, port: u16) -> Result<()> {
 }
 
 /// Sends and receives at the same time, on two connections.
-pub async fn transfer(host: &str, sink: u16, source: u16, bytes: u64) -> Transferred {
-    let (sent, received) = tokio::join!(upload(host, sink, bytes), download(host, source, bytes));
+pub async fn transfer(
+    host: &str,
+    sink: u16,
+    source: u16,
+    bytes: u64,
+    family: Option<u8>,
+) -> Transferred {
+    let (sent, received) = tokio::join!(
+        upload(host, sink, bytes, family),
+        download(host, source, bytes, family)
+    );
     let mut transferred = Transferred::default();
     match sent {
         Ok(sent) => transferred.sent = Some(sent),
@@ -131,8 +155,13 @@ pub async fn transfer(host: &str, sink: u16, source: u16, bytes: u64) -> Transfe
     transferred
 }
 
-async fn upload(host: &str, port: u16, bytes: u64) -> Result<Received, Failure> {
-    let mut stream = connect(host, port, None).await?;
+async fn upload(
+    host: &str,
+    port: u16,
+    bytes: u64,
+    family: Option<u8>,
+) -> Result<Received, Failure> {
+    let mut stream = connect(host, port, family).await?;
     let mut pattern = Pattern::default();
     let mut buffer = vec![0; 1 << 16];
     let mut left = bytes;
@@ -150,8 +179,13 @@ async fn upload(host: &str, port: u16, bytes: u64) -> Result<Received, Failure> 
     serde_json::from_slice(&report).map_err(|_| Failure::named(Stage::Receive, "EOF"))
 }
 
-async fn download(host: &str, port: u16, bytes: u64) -> Result<Received, Failure> {
-    let mut stream = connect(host, port, None).await?;
+async fn download(
+    host: &str,
+    port: u16,
+    bytes: u64,
+    family: Option<u8>,
+) -> Result<Received, Failure> {
+    let mut stream = connect(host, port, family).await?;
     let request = format!("{bytes}\n");
     at(Stage::Send, stream.write_all(request.as_bytes())).await?;
     receive(&mut stream).await
@@ -169,12 +203,14 @@ async fn receive(stream: &mut TcpStream) -> Result<Received, Failure> {
 }
 
 /// Asks for bytes, says so, and reads them only after a line on standard input.
-pub async fn slow(host: &str, port: u16, bytes: u64) -> Result<()> {
-    let mut stream = connect(host, port, None).await?;
-    stream.write_all(format!("{bytes}\n").as_bytes()).await?;
+pub async fn slow(host: &str, port: u16, bytes: u64, family: Option<u8>) -> Result<()> {
+    let mut stream = connect(host, port, family).await?;
+    let request = format!("{bytes}\n");
+    at(Stage::Send, stream.write_all(request.as_bytes())).await?;
     // The first bytes are under way then.
     let mut first = [0; 1];
-    ensure!(stream.peek(&mut first).await? > 0, "nothing came");
+    let count = at(Stage::Receive, stream.peek(&mut first)).await?;
+    ensure!(count > 0, "nothing came");
     print(&"asked")?;
     let mut line = String::new();
     let mut stdin = BufReader::new(tokio::io::stdin());

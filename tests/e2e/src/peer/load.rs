@@ -11,11 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::client::connect;
+use super::client::{PATIENCE, connect};
 use super::report::{Failure, Held, Loaded, Stage, print};
-
-/// How long one exchange may take before it counts as failed.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// As many open sockets as may be.
 pub(super) fn raise_file_limit() -> Result<()> {
@@ -25,7 +22,7 @@ pub(super) fn raise_file_limit() -> Result<()> {
 }
 
 /// Opens connections, uses them, holds them until standard input ends, uses them again.
-pub async fn hold(host: &str, port: u16, connections: usize) -> Result<()> {
+pub async fn hold(host: &str, port: u16, connections: usize, family: Option<u8>) -> Result<()> {
     raise_file_limit()?;
     let mut held = Vec::new();
     let mut opening = JoinSet::new();
@@ -37,7 +34,7 @@ pub async fn hold(host: &str, port: u16, connections: usize) -> Result<()> {
         }
         let host = host.to_owned();
         opening.spawn(async move {
-            let mut stream = connect(&host, port, None).await?;
+            let mut stream = connect(&host, port, family).await?;
             exchange(&mut stream, index as u64).await?;
             Ok(stream)
         });
@@ -103,10 +100,49 @@ async fn exchange(stream: &mut TcpStream, word: u64) -> Result<(), Failure> {
         .unwrap_or_else(|_| Err(Failure::named(Stage::Receive, "PATIENCE")))
 }
 
+/// Whom a load asks.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    /// Names or addresses; each client has one.
+    pub hosts: Vec<String>,
+    /// Families of addresses; each client has one.
+    pub families: Vec<u8>,
+    /// The port of all.
+    pub port: u16,
+}
+
+/// What one client asks.
+#[derive(Clone, Debug)]
+struct Target {
+    host: String,
+    family: Option<u8>,
+    port: u16,
+}
+
+impl Targets {
+    /// Every pair of host and family comes, as clients are numbered.
+    fn of_client(&self, number: usize) -> Target {
+        let turn = number / self.hosts.len();
+        Target {
+            host: self.hosts[number % self.hosts.len()].clone(),
+            family: self
+                .families
+                .get(turn % self.families.len().max(1))
+                .copied(),
+            port: self.port,
+        }
+    }
+}
+
+impl Target {
+    async fn connect(&self) -> Result<TcpStream, Failure> {
+        timed(connect(&self.host, self.port, self.family), Stage::Connect).await
+    }
+}
+
 /// Makes connections until standard input ends.
 pub async fn load(
-    host: &str,
-    port: u16,
+    targets: &Targets,
     workers: usize,
     lasting: usize,
     pause: Duration,
@@ -114,16 +150,16 @@ pub async fn load(
     let ended = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
     for worker in 0..workers + lasting {
-        let (host, ended) = (host.to_owned(), ended.clone());
+        let (target, ended) = (targets.of_client(worker), ended.clone());
         let lasts = worker >= workers;
         tasks.spawn(async move {
             let mut count = 0;
             let mut failed = BTreeMap::<String, u64>::new();
             while !ended.load(Ordering::Relaxed) {
                 let result = if lasts {
-                    last(&host, port, pause, &ended, &mut count).await
+                    last(&target, pause, &ended, &mut count).await
                 } else {
-                    once(&host, port, count).await.inspect(|()| count += 1)
+                    once(&target, count).await.inspect(|()| count += 1)
                 };
                 if let Err(failure) = result {
                     *failed.entry(failure.key()).or_default() += 1;
@@ -151,8 +187,8 @@ pub async fn load(
     Ok(report)
 }
 
-async fn once(host: &str, port: u16, word: u64) -> Result<(), Failure> {
-    let mut stream = timed(connect(host, port, None), Stage::Connect).await?;
+async fn once(target: &Target, word: u64) -> Result<(), Failure> {
+    let mut stream = target.connect().await?;
     exchange(&mut stream, word).await?;
     let end = async {
         stream
@@ -170,13 +206,12 @@ async fn once(host: &str, port: u16, word: u64) -> Result<(), Failure> {
 }
 
 async fn last(
-    host: &str,
-    port: u16,
+    target: &Target,
     pause: Duration,
     ended: &AtomicBool,
     count: &mut u64,
 ) -> Result<(), Failure> {
-    let mut stream = timed(connect(host, port, None), Stage::Connect).await?;
+    let mut stream = target.connect().await?;
     while !ended.load(Ordering::Relaxed) {
         exchange(&mut stream, *count).await?;
         *count += 1;
@@ -198,4 +233,23 @@ async fn end_of_stdin() {
     let mut rest = Vec::new();
     // Broken or ended is the same here.
     let _ = tokio::io::stdin().read_to_end(&mut rest).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_ask_every_host_in_every_family() {
+        let targets = Targets {
+            hosts: vec!["near".to_owned(), "far".to_owned()],
+            families: vec![4, 6],
+            port: 1,
+        };
+        let asked: std::collections::BTreeSet<_> = (0..4)
+            .map(|number| targets.of_client(number))
+            .map(|target| (target.host, target.family))
+            .collect();
+        assert_eq!(asked.len(), 4, "{asked:?}");
+    }
 }

@@ -7,7 +7,6 @@ pub mod client;
 pub mod dns;
 pub mod load;
 pub mod pattern;
-pub mod raw;
 pub mod report;
 pub mod serve;
 
@@ -51,12 +50,16 @@ enum Action {
         #[arg(long, default_value_t = 10)]
         patience: u64,
     },
-    /// Keep one connection: a line on standard input is sent, a line received is reported.
+    /// Keep one connection: a line on standard input is sent, a line received is reported; `RESET`
+    /// resets it.
     Live {
         /// A name or an address.
         host: String,
         /// The port.
         port: u16,
+        /// Only addresses of this family, 4 or 6.
+        #[arg(long)]
+        family: Option<u8>,
     },
     /// Send (to `sink`) or receive (from `source`), or both at once, a known stream of bytes.
     Transfer {
@@ -68,6 +71,9 @@ enum Action {
         source: u16,
         /// How many bytes each way.
         bytes: u64,
+        /// Only addresses of this family, 4 or 6.
+        #[arg(long)]
+        family: Option<u8>,
     },
     /// Open connections to an `echo`, use each once, and hold them until standard input ends;
     /// use each again then.
@@ -78,14 +84,22 @@ enum Action {
         port: u16,
         /// How many.
         connections: usize,
+        /// Only addresses of this family, 4 or 6.
+        #[arg(long)]
+        family: Option<u8>,
     },
     /// New connections to an `echo`, one after the other in each of `--workers`, and
     /// `--lasting` connections that go on exchanging, until standard input ends.
     Load {
-        /// A name or an address.
-        host: String,
+        /// Names or addresses, separated by commas: each client has one, by turns.
+        #[arg(value_delimiter = ',', required = true)]
+        hosts: Vec<String>,
         /// The port.
+        #[arg(long)]
         port: u16,
+        /// Families of addresses, 4 or 6, separated by commas: each client has one, by turns.
+        #[arg(long, value_delimiter = ',', default_value = "4,6")]
+        families: Vec<u8>,
         /// How many connect anew each time.
         #[arg(long, default_value_t = 4)]
         workers: usize,
@@ -105,6 +119,9 @@ enum Action {
         port: u16,
         /// How many bytes.
         bytes: u64,
+        /// Only addresses of this family, 4 or 6.
+        #[arg(long)]
+        family: Option<u8>,
     },
     /// Ask the name servers of resolv.conf.
     Resolve {
@@ -116,13 +133,6 @@ enum Action {
         /// Another name server.
         #[arg(long)]
         server: Option<SocketAddr>,
-    },
-    /// Send TCP segments that open a connection through a raw socket, from this address.
-    RawSyn {
-        /// From.
-        source: SocketAddr,
-        /// To.
-        destination: SocketAddr,
     },
     /// GET a page over HTTP and print its body.
     Get {
@@ -168,36 +178,45 @@ impl Action {
                 }
                 report::print(&client::ask(&host, port, family, &send, patience).await)
             }
-            Self::Live { host, port } => client::live(&host, port).await,
+            Self::Live { host, port, family } => client::live(&host, port, family).await,
             Self::Transfer {
                 host,
                 sink,
                 source,
                 bytes,
-            } => report::print(&client::transfer(&host, sink, source, bytes).await),
+                family,
+            } => report::print(&client::transfer(&host, sink, source, bytes, family).await),
             Self::Hold {
                 host,
                 port,
                 connections,
-            } => load::hold(&host, port, connections).await,
+                family,
+            } => load::hold(&host, port, connections, family).await,
             Self::Load {
-                host,
+                hosts,
                 port,
+                families,
                 workers,
                 lasting,
                 pause,
             } => {
                 let pause = Duration::from_millis(pause);
-                report::print(&load::load(&host, port, workers, lasting, pause).await?)
+                let targets = load::Targets {
+                    hosts,
+                    families,
+                    port,
+                };
+                report::print(&load::load(&targets, workers, lasting, pause).await?)
             }
-            Self::Slow { host, port, bytes } => client::slow(&host, port, bytes).await,
+            Self::Slow {
+                host,
+                port,
+                bytes,
+                family,
+            } => client::slow(&host, port, bytes, family).await,
             Self::Resolve { name, kind, server } => {
                 report::print(&dns::resolve(&name, &kind, server).await?)
             }
-            Self::RawSyn {
-                source,
-                destination,
-            } => report::print(&raw::syn(source, destination)?),
             Self::Get { server, path } => client::get(server, &path).await,
         }
     }

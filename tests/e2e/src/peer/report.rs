@@ -83,13 +83,14 @@ impl Asked {
         self.failure.as_ref().is_some_and(|f| f.is(stage, errno))
     }
 
-    /// Whether the connection brought nothing: it was refused, or cut before any answer.
+    /// Whether it failed as TCP says that a connection is not wanted: refused, or reset before any
+    /// answer. An end in order would be an answer of the application.
     pub fn was_refused(&self) -> bool {
         self.received.is_empty()
-            && self
-                .failure
-                .as_ref()
-                .is_none_or(|f| f.stage != Stage::Resolve && f.errno != "PATIENCE")
+            && self.failure.as_ref().is_some_and(|failure| {
+                failure.stage != Stage::Resolve
+                    && ["ECONNREFUSED", "ECONNRESET", "EPIPE"].contains(&failure.errno.as_str())
+            })
     }
 }
 
@@ -167,22 +168,33 @@ pub struct Resolved {
     pub authoritative: bool,
 }
 
-/// What came back for a segment from a raw socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum RawAnswer {
-    /// SYN and ACK: something listens and saw it.
-    Accepted,
-    /// RST: it got there and nothing listens.
-    Reset,
-    /// Nothing, though it was sent several times.
-    Nothing,
-    /// The kernel did not let it be sent.
-    NotSent(String),
-}
-
 /// Prints a report.
 pub fn print(report: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(report)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_in_order_a_wait_and_an_answer_are_no_refusal() {
+        let asked = |received: &str, failure: Option<(Stage, &str)>| Asked {
+            received: received.to_owned(),
+            failure: failure.map(|(stage, errno)| Failure::named(stage, errno)),
+            ..Asked::default()
+        };
+        for (stage, errno) in [
+            (Stage::Connect, "ECONNREFUSED"),
+            (Stage::Connect, "ECONNRESET"),
+            (Stage::Receive, "ECONNRESET"),
+        ] {
+            assert!(asked("", Some((stage, errno))).was_refused());
+            assert!(!asked("x", Some((stage, errno))).was_refused());
+        }
+        assert!(!asked("", None).was_refused());
+        assert!(!asked("", Some((Stage::Receive, "PATIENCE"))).was_refused());
+        assert!(!asked("", Some((Stage::Resolve, "ECONNREFUSED"))).was_refused());
+    }
 }

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::client::canonical;
 use super::pattern::{Checker, Pattern};
+use super::report::{Failure, Stage};
 
 /// What a server does with a connection.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +26,8 @@ enum Behaviour {
     Source,
     /// Reads a line and resets the connection.
     Reset,
-    /// Accepts, and neither reads nor writes.
-    Mute,
-    /// Ends at once its own direction, and then counts what comes until the client ends; prints
-    /// that to its log.
-    Deaf,
+    /// As `echo`, and then prints to its log how it ended: `end: 3 bytes from IP, then ECONNRESET`.
+    End,
     /// Answers an HTTP request with 200 and `ok`, and ends.
     Http,
 }
@@ -61,8 +59,7 @@ fn parse(server: &str) -> Result<(Behaviour, u16)> {
         "sink" => Behaviour::Sink,
         "source" => Behaviour::Source,
         "reset" => Behaviour::Reset,
-        "mute" => Behaviour::Mute,
-        "deaf" => Behaviour::Deaf,
+        "end" => Behaviour::End,
         "http" => Behaviour::Http,
         other => bail!("no such behaviour: {other}"),
     };
@@ -117,12 +114,12 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, behaviour: Behaviour) 
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             Ok(())
         }
-        Behaviour::Mute => std::future::pending().await,
-        Behaviour::Deaf => {
-            stream.shutdown().await?;
-            let mut bytes = Vec::new();
-            let count = stream.read_to_end(&mut bytes).await?;
-            println!("deaf: {count} bytes from {client}");
+        Behaviour::End => {
+            let (count, how) = match echo_to_the_end(&mut stream).await {
+                (count, Ok(())) => (count, "EOF".to_owned()),
+                (count, Err(error)) => (count, Failure::new(Stage::Receive, &error).errno),
+            };
+            println!("end: {count} bytes from {}, then {how}", client.ip());
             Ok(())
         }
         Behaviour::Http => http(&mut stream).await,
@@ -133,6 +130,24 @@ async fn echo(stream: &mut TcpStream) -> io::Result<()> {
     let (mut from, mut to) = stream.split();
     tokio::io::copy(&mut from, &mut to).await?;
     to.shutdown().await
+}
+
+/// How many bytes it echoed until the end, and what the end was.
+async fn echo_to_the_end(stream: &mut TcpStream) -> (usize, io::Result<()>) {
+    let mut count = 0;
+    let mut buffer = vec![0; 1 << 12];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => return (count, Ok(())),
+            Ok(read) => {
+                count += read;
+                if let Err(error) = stream.write_all(&buffer[..read]).await {
+                    return (count, Err(error));
+                }
+            }
+            Err(error) => return (count, Err(error)),
+        }
+    }
 }
 
 async fn sink(stream: &mut TcpStream) -> io::Result<()> {
