@@ -5,30 +5,22 @@
 #
 #   deploy/check.sh [FOLDER]    leave the rendered manifests in FOLDER
 #
-# helm and kube-score are taken from $SEINE_TOOLS, PATH or target/tools, and else built from their Go modules; the
-# Python tools are installed into target/tools/python.
+# helm and kube-score are taken from $KUBEBUILDER_ASSETS, and else built from their Go modules; the Python tools are
+# installed into target/tools/python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tools=$PWD/target/tools
 out=${1:-$(mktemp -d)}
 [[ -n ${1:-} ]] || trap 'rm -rf "$out"' EXIT
-mkdir -p "$out" "$tools/bin"
-export PATH=${SEINE_TOOLS:+$SEINE_TOOLS:}$PATH:$tools/bin
+mkdir -p "$out" "$tools"
+components=$(tests/kubernetes/components.sh helm kube-score)
+export PATH=$components:$PATH
 # Of Kubernetes: the oldest that the charts install on, and the newest.
 readonly VERSIONS=(1.30 1.37)
 
 say() { printf -- '--- %s\n' "$*"; }
 
-go_tool() { # NAME MODULE@VERSION
-    type -P "$1" >/dev/null && return
-    type -P go >/dev/null || { say "go is missing: it builds $1"; exit 1; }
-    say "building $1 from $2 (a minute or two, once)"
-    GOBIN=$tools/bin CGO_ENABLED=0 nice go install -trimpath "$2"
-}
-
-go_tool helm helm.sh/helm/v4/cmd/helm@v4.3.1
-go_tool kube-score github.com/zegl/kube-score/cmd/kube-score@v1.20.0
 python=$tools/python
 if ! cmp -s deploy/requirements.txt "$python/installed"; then
     say "installing checkov, kubernetes-validate and yamllint into ${python#"$PWD"/}"
