@@ -7,6 +7,7 @@
 #   scripts/packages.sh kernels  what boots other kernels
 #   scripts/packages.sh charts   what checks the charts
 #   scripts/packages.sh test     what tests run beside the lab
+#   scripts/packages.sh kubernetes  what nodes of a real cluster need
 #   scripts/packages.sh instructions  what counts instructions
 #
 # Several may be given. Services that come with a package are not started.
@@ -22,6 +23,8 @@ packages() {
             python3-redis curl iperf3 ;;
         charts) echo python3 python3-venv ;;
         test) echo prometheus ;;
+        kubernetes) echo containerd runc containernetworking-plugins nftables iproute2 procps util-linux openssl curl \
+            python3 binutils ;;
         instructions) echo valgrind ;;
         kernels) echo qemu-system-x86 busybox-static cpio kmod xz-utils python3 ;;
         *) say "packages.sh: no such task: $1"; exit 2 ;;
