@@ -21,7 +21,7 @@ PATH=$PATH:/usr/sbin:/sbin
 # lock files. What we need of the machine's own stays in sight.
 private_run() {
     local new=$STATE/$NODE/run path
-    mkdir "$new"
+    mkdir -p "$new"
     mount -t tmpfs -o mode=755 tmpfs "$new"
     for path in "$STATE" "$HERE" "$(dirname "$KUBELET")" "$(dirname "$KUBE_PROXY")"; do
         [[ $path == /run/* ]] || continue
@@ -36,7 +36,7 @@ private_run() {
 # mounted in the old one (cgroups, tracing) moves over; bpffs is the node's own.
 private_sys() {
     local old=$STATE/$NODE/sys path
-    mkdir "$old"
+    mkdir -p "$old"
     mount --rbind /sys "$old"
     mount -t sysfs sysfs /sys
     for path in fs/cgroup kernel/debug kernel/tracing kernel/security; do

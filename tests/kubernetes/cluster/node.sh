@@ -2,16 +2,21 @@
 # A node, seen from outside: its configuration, and what happens to it. What
 # runs inside its namespaces is node-init.sh.
 
-start_node() { # N
-    local node=node$1 cgroup
+# What outlasts a reboot: what is on the node's disk.
+make_node() { # N
+    local node=node$1
     mkdir -p "$STATE/$node"/{containerd,kubelet,pod-logs,container-logs,cni-state,seine,cni-conf,cni-bin,sysctl}
-    make_cgroups "$1"
     make_kubeconfig "$node"
     write_containerd_config >"$STATE/$node/containerd.toml"
     write_cni_config "$1" >"$STATE/$node/cni-conf/10-cluster.conflist"
     ln -s "$(cni_plugins)"/* "$STATE/$node/cni-bin/"
     write_kubelet_config "$1" >"$STATE/$node/kubelet.yaml"
     write_kube_proxy_config >"$STATE/$node/kube-proxy.yaml"
+}
+
+start_node() { # N
+    local node=node$1 cgroup
+    make_cgroups "$1"
     cgroup=$(node_cgroup "$1")
     start "$node" "$cgroup/init" nsenter --net="/run/netns/$(node_netns "$1")" \
         unshare --mount --uts --propagation private \
@@ -19,6 +24,18 @@ start_node() { # N
         KUBELET="$(program kubelet)" KUBE_PROXY="$(program kube-proxy)" \
         NODE_IP="$(node_ip "$1")" CONTAINERD_SNAPSHOTTER="$(snapshotter)" \
         bash "$HERE/node-init.sh"
+}
+
+# stop_node N: as a loss of power does: no process is left, nor what they had in the kernel.
+stop_node() {
+    local netns component
+    remove_cgroups "node$1"
+    for component in "node$1" "node$1"-{containerd,kubelet,kube-proxy}; do
+        rm -f "$STATE/pids/$component"
+    done
+    netns=$(node_netns "$1")
+    ip -n "$PREFIX" link del "node$1"
+    ip netns del "$netns"
 }
 
 # cni_plugins: the directory of the standard CNI plugins.
