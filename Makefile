@@ -5,12 +5,14 @@ SHELL := bash
 # A user's own settings don't change what is built.
 export CARGO_TERM_PROGRESS_WHEN ?= auto
 PROFILE ?= dev
+# A release has no path of the machine that built it.
+release_flags = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=/registry
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help charts demo test test-kernels fuzz bench bench-instructions lint bpf build clean-lab
+.PHONY: help charts demo test test-kernels test-kubernetes fuzz images images-twice bench bench-instructions lint bpf build clean-lab
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # Optimised, so that its figures mean something, but sooner built than a release.
 demo: PROFILE = quick
@@ -22,6 +24,9 @@ test: machine packages-lab packages-demo packages-test build ## Run all tests, a
 
 test-kernels: packages-build packages-kernels ## Load and try the eBPF programs on Debian's 6.1 and 6.12 kernels in qemu
 	@tests/kernels/run.sh
+
+test-kubernetes: machine packages-lab packages-kubernetes packages-build ## Build Kubernetes and images, and test on two real nodes (root; from nothing 25 min)
+	@scripts/test-kubernetes.sh
 
 fuzz: packages-build ## Run each fuzz target for some seconds
 	@tests/fuzz/run.sh 10
@@ -39,9 +44,19 @@ lint: packages-build ## Format, clippy, rustdoc and cargo-deny, warnings as erro
 charts: packages-charts ## Lint the charts, validate every object strictly, run misconfiguration scanners
 	@deploy/check.sh
 
+images images-twice test-kubernetes: export RUSTFLAGS = $(release_flags)
+images: packages-build ## Build the images as OCI layouts, with bills of materials and provenance
+	@scripts/images.sh
+
+images-twice: packages-build ## Build the images, build them again elsewhere, and compare the digests
+	@scripts/images.sh --twice
+
 bpf: ## Build the eBPF object and compare it with the committed one
 	@bpf/build.sh --check
 
+ifneq ($(PROFILE),dev)
+build: export RUSTFLAGS = $(release_flags)
+endif
 build: packages-build ## Build every program
 	@echo "building (cargo, profile $(PROFILE)); from nothing this takes minutes"
 	@cargo build --locked --workspace --bins --profile $(PROFILE)

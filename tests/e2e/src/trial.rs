@@ -1,6 +1,6 @@
 //! Running the tests of a file one after the other on one lab.
 //!
-//! The output is that of `cargo test`. Without root each test is skipped, and says so.
+//! The output is that of `cargo test`. Without root, where that is needed, each test is skipped, and says so.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -60,8 +60,17 @@ impl Selection {
     }
 }
 
-/// The main function of a file of tests: starts what they share, runs them, ends it.
+/// The main function of a file of tests that need root: starts what they share, runs them, ends it.
 pub fn main<B: Shared>(up: impl FnOnce() -> Result<B>, trials: &[Trial<B>]) -> ExitCode {
+    run(up, trials, nix::unistd::geteuid().is_root())
+}
+
+/// As [`main`], of tests that anybody may run.
+pub fn anywhere<B: Shared>(up: impl FnOnce() -> Result<B>, trials: &[Trial<B>]) -> ExitCode {
+    run(up, trials, true)
+}
+
+fn run<B: Shared>(up: impl FnOnce() -> Result<B>, trials: &[Trial<B>], may: bool) -> ExitCode {
     let selection = Selection::parse(std::env::args().skip(1));
     let chosen: Vec<_> = trials.iter().filter(|t| selection.takes(t.0)).collect();
     if selection.list {
@@ -75,7 +84,7 @@ pub fn main<B: Shared>(up: impl FnOnce() -> Result<B>, trials: &[Trial<B>]) -> E
     if chosen.is_empty() {
         return end(&[], 0, 0, filtered);
     }
-    if !nix::unistd::geteuid().is_root() {
+    if !may {
         for (name, _) in &chosen {
             println!("SKIPPED: {name}: needs root");
         }

@@ -1,0 +1,123 @@
+//! What users are told of their objects, by whom, and how often.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use seine_e2e::manifests::authorization;
+use seine_kubernetes_tests::{step, within};
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, PATIENCE, SYSTEM, namespace, pod};
+
+fn policy(name: &str, port: u16) -> Value {
+    let rules = json!([{"to": [{"ports": [port]}]}]);
+    authorization("told", name, "db", "Allow", rules)
+}
+
+fn version(bed: &Bed, object: &[&str]) -> Result<String> {
+    let object = bed.cluster.get(object)?;
+    let version = object["metadata"]["resourceVersion"].as_str();
+    Ok(version.context("no resourceVersion")?.to_owned())
+}
+
+pub(crate) fn an_object_is_told_what_became_of_it_and_nothing_is_written_when_nothing_changed(
+    bed: &Bed,
+) -> Result<()> {
+    let replica = bed.ready_replica("status-0")?;
+    bed.cluster.apply(&[
+        namespace("told", json!({"seine.dev/mesh": "enabled"})),
+        policy("db", 5432),
+        json!({
+            "apiVersion": "policy.seine.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "unresolved", "namespace": "told"},
+            "spec": {"targetRefs": [{"kind": "Service", "name": "nowhere"}]},
+        }),
+    ])?;
+    let db = ["-n", "told", "authorizationpolicy", "db"];
+    let unresolved = ["-n", "told", "authorizationpolicy", "unresolved"];
+    bed.await_condition(&db, "Accepted", "True", 1)?;
+    bed.await_condition(&db, "ResolvedRefs", "True", 1)?;
+    // No proxy is connected here.
+    bed.await_condition(&db, "Programmed", "False", 1)?;
+    let refs = bed.await_condition(&unresolved, "ResolvedRefs", "False", 1)?;
+    ensure!(refs["message"].to_string().contains("nowhere"), "{refs}");
+    let own = bed
+        .cluster
+        .get(&[&db[..], &["--show-managed-fields"]].concat())?;
+    let managers = own["metadata"]["managedFields"].to_string();
+    ensure!(managers.contains("\"seine-control\""), "{managers}");
+
+    step("another generation");
+    bed.cluster.apply(&[policy("db", 5433)])?;
+    bed.await_condition(&db, "Accepted", "True", 2)?;
+    let before = version(bed, &db)?;
+
+    step("changes elsewhere, and a new replica: nothing is written");
+    let writes = |bed: &Bed| version(bed, &db);
+    bed.cluster.apply(&[
+        namespace("elsewhere", json!({"seine.dev/mesh": "enabled"})),
+        pod("elsewhere", "web", "default", None, json!({"app": "web"})),
+    ])?;
+    replica.kill()?;
+    let replica = bed.ready_replica("status-1")?;
+    // It has come round to writing when it has written something else.
+    bed.cluster.apply(&[policy("marker", 1)])?;
+    bed.await_condition(
+        &["-n", "told", "authorizationpolicy", "marker"],
+        "Accepted",
+        "True",
+        1,
+    )?;
+    std::thread::sleep(Duration::from_secs(3));
+    let after = writes(bed)?;
+    ensure!(
+        before == after,
+        "written though nothing changed: {before}, {after}"
+    );
+
+    step("a policy that goes, goes from the report");
+    bed.cluster
+        .kubectl(&["-n", "told", "delete", "authorizationpolicy", "--all"])?;
+    within(
+        PATIENCE,
+        "the report has no policy of the namespace",
+        || Ok((!replica.status()?.contains("\"told\"")).then_some(())),
+    )
+}
+
+pub(crate) fn when_the_leader_dies_another_goes_on_writing(bed: &Bed) -> Result<()> {
+    bed.cluster
+        .apply(&[namespace("told", json!({"seine.dev/mesh": "enabled"}))])?;
+    let mut replicas = vec![
+        bed.ready_replica("leader-0")?,
+        bed.ready_replica("leader-1")?,
+    ];
+    bed.cluster.apply(&[policy("led", 1)])?;
+    let led = ["-n", "told", "authorizationpolicy", "led"];
+    bed.await_condition(&led, "Accepted", "True", 1)?;
+    let holder = || -> Result<String> {
+        let lease = bed
+            .cluster
+            .get(&["-n", SYSTEM, "lease", "seine-control-leader"])?;
+        Ok(lease["spec"]["holderIdentity"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
+    };
+    let first = within(PATIENCE, "one of the two leads", || {
+        let holder = holder()?;
+        Ok(holder.contains("leader-").then_some(holder))
+    })?;
+    let index = replicas.iter().position(|one| first.contains(&one.name));
+    let leader = replicas.remove(index.context("the Lease names none of the two")?);
+    step(format!("{} leads, and is killed", leader.name));
+    leader.kill()?;
+    bed.cluster.apply(&[policy("led", 2)])?;
+    bed.await_condition(&led, "Accepted", "True", 2)?;
+    let second = holder()?;
+    ensure!(second.contains(&replicas[0].name), "{first}, then {second}");
+    replicas[0].still_runs()?;
+    bed.cluster
+        .kubectl(&["-n", "told", "delete", "authorizationpolicy", "--all"])
+        .map(drop)
+}
