@@ -195,7 +195,7 @@ impl Writer {
     }
 
     async fn announce(&mut self, report: &[ObjectStatus], model: &Model) {
-        let pods = refused_pods(report, model);
+        let others = without_status(report, model);
         let policies = self.kinds.iter().flat_map(|kind| {
             let reference = |(key, known): (&ObjectKey, &Known)| ObjectReference {
                 api_version: Some(kind.resource.api_version.clone()),
@@ -211,10 +211,10 @@ impl Writer {
             };
             kind.known.iter().map(told)
         });
-        let pods = pods
+        let others = others
             .iter()
             .map(|(reference, conditions)| (reference.clone(), conditions.as_slice()));
-        let due = self.announcer.due(policies.chain(pods), Timestamp::now());
+        let due = self.announcer.due(policies.chain(others), Timestamp::now());
         for announcement in due {
             match send(self.client.clone(), &self.reporter, &announcement).await {
                 Ok(()) => self.announcer.told(&announcement),
@@ -295,34 +295,45 @@ fn known_of(object: &DynamicObject) -> Known {
     }
 }
 
-/// Pods have no status of ours; only Events tell of them.
-fn refused_pods(report: &[ObjectStatus], model: &Model) -> Vec<(ObjectReference, Vec<Condition>)> {
-    let refused = report.iter().filter(|object| object.kind == "Pod");
-    refused
-        .filter_map(|object| {
-            let pod = model.objects.pod(&object.namespace, &object.name)?;
-            let metadata = &pod.metadata;
-            let reference = ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("Pod".into()),
-                namespace: Some(object.namespace.clone()),
-                name: Some(object.name.clone()),
-                uid: metadata.uid.clone(),
-                ..ObjectReference::default()
-            };
-            // An Event that was seen since the pod is there has told it.
-            let since = metadata.creation_timestamp.clone();
-            let conditions = object.conditions.iter().map(|condition| Condition {
-                type_: condition.kind.into(),
-                status: condition.status.into(),
-                reason: condition.reason.into(),
-                message: condition.message.clone(),
-                observed_generation: None,
-                last_transition_time: since.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH)),
-            });
-            Some((reference, conditions.collect()))
-        })
-        .collect()
+/// Pods and NetworkPolicies have no status of ours; only Events tell of them.
+fn without_status(
+    report: &[ObjectStatus],
+    model: &Model,
+) -> Vec<(ObjectReference, Vec<Condition>)> {
+    let of = |object: &ObjectStatus| {
+        let key = ObjectKey::new(&object.namespace, &object.name);
+        let (api_version, metadata) = match object.kind.as_str() {
+            "Pod" => (
+                "v1",
+                &model.objects.pod(&key.namespace, &key.name)?.metadata,
+            ),
+            "NetworkPolicy" => (
+                "networking.k8s.io/v1",
+                &model.objects.network_policies.get(&key)?.metadata,
+            ),
+            _ => return None,
+        };
+        let reference = ObjectReference {
+            api_version: Some(api_version.into()),
+            kind: Some(object.kind.clone()),
+            namespace: Some(key.namespace),
+            name: Some(key.name),
+            uid: metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        // An Event that was seen since the object is there has told it.
+        let since = metadata.creation_timestamp.clone();
+        let conditions = object.conditions.iter().map(|condition| Condition {
+            type_: condition.kind.into(),
+            status: condition.status.into(),
+            reason: condition.reason.into(),
+            message: condition.message.clone(),
+            observed_generation: None,
+            last_transition_time: since.clone().unwrap_or(Time(Timestamp::UNIX_EPOCH)),
+        });
+        Some((reference, conditions.collect()))
+    };
+    report.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
