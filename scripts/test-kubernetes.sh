@@ -17,7 +17,7 @@ cat <<'TEXT'
       Kubernetes, etcd, CoreDNS and Helm from Go modules      seconds  (10 minutes)
       images of release programs                              seconds  (10 minutes)
       the tests' own programs                                 seconds  ( 2 minutes)
-      API server: schemas, status, faults, tokens, 10,000 pods          3 minutes
+      API server: schemas, status, faults, tokens, 10,000 pods          5 minutes
       two nodes: install, opt in, policy, upgrade, reboot, uninstall    6 minutes
 TEXT
 

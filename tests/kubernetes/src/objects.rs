@@ -38,14 +38,15 @@ pub fn real(objects: &[Value]) -> Result<Vec<Value>> {
         }
         all.push(object);
     }
-    // After the namespaces and before the pods.
-    let at = all
-        .iter()
-        .position(|object| object["kind"] != "Namespace")
-        .unwrap_or(all.len());
     let accounts = accounts
         .iter()
         .map(|(namespace, name)| manifests::account(namespace, name));
-    all.splice(at..at, accounts);
+    all.splice(0..0, accounts);
+    // In the order in which they need each other.
+    all.sort_by_key(|object| match object["kind"].as_str() {
+        Some("Namespace") => 0,
+        Some("ServiceAccount") => 1,
+        _ => 2,
+    });
     Ok(all)
 }

@@ -54,8 +54,7 @@ pub(crate) fn an_api_server_that_fails_in_every_way_costs_no_knowledge_and_no_ch
         // Back-off: no storm of requests at a server that fails.
         ensure!(tries < 400, "{what}: {tries} requests in three seconds");
         proxy.set(Fault::None);
-        // A stalled watch is given up when the server's own time for watches is over.
-        let patience = if fault == Fault::Stall { 400 } else { PATIENCE };
+
         within(
             patience,
             &format!("{what} is over, and the change known"),
