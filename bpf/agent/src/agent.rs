@@ -30,6 +30,7 @@ use crate::config::NodeProxy;
 use crate::door::Cgroups;
 use crate::door::Door;
 use crate::handover;
+use crate::interfaces::Watcher;
 use crate::keeper::Command;
 use crate::keeper::Keeper;
 use crate::keeper::PODS;
@@ -160,6 +161,10 @@ impl Agent {
             namespaces: NamespacesFile::new(config.run_dir.join(NAMESPACES_FILE)),
             pods: BTreeMap::new(),
             proxies: proxies.clone(),
+            watcher: Watcher {
+                runtime: tokio::runtime::Handle::current(),
+                to: commands.clone(),
+            },
             proxy_cgroups: Vec::new(),
             caught: false,
         };
@@ -177,7 +182,10 @@ impl Agent {
         let mut tasks = JoinSet::new();
         let of_ztunnel = Door {
             below: (config.proxy != NodeProxy::AnyProcess).then_some(proxies),
-            outside: None,
+            outside: match config.proxy {
+                NodeProxy::AnyProcess => config.pods_cgroup.clone(),
+                NodeProxy::Cgroup(_) | NodeProxy::ServiceAccount { .. } => None,
+            },
         };
         let of_cni = match &config.cni_cgroup {
             Some(cgroup) => Door {

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::config::NodeProxy;
 use crate::discover;
 use crate::door::Cgroups;
+use crate::interfaces::Watcher;
 use crate::metrics::Metrics;
 use crate::namespaces::NamespacesFile;
 use crate::netns::Netns;
@@ -71,6 +72,10 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Response>,
     },
     ObjectsChanged,
+    /// An interface of the pod came, changed or went.
+    InterfacesChanged {
+        uid: String,
+    },
     /// A node proxy connected: its cgroup is there, and the kernel must know it before the proxy
     /// hears of any pod.
     ProxyArrived {
@@ -93,6 +98,7 @@ pub(crate) struct Keeper {
     pub(crate) pods: BTreeMap<String, Pod>,
     /// Of the node proxies, as the kernel and the doors know them.
     pub(crate) proxies: Cgroups,
+    pub(crate) watcher: Watcher,
     pub(crate) proxy_cgroups: Vec<(PathBuf, u64)>,
     pub(crate) caught: bool,
 }
@@ -150,6 +156,7 @@ impl Keeper {
                 let _ = reply.send(Response::Done);
             }
             Command::ObjectsChanged => self.reconcile_pods(),
+            Command::InterfacesChanged { uid } => self.follow_interfaces(&uid),
             Command::ProxyArrived { reply } => {
                 self.follow_proxy_cgroup();
                 let _ = reply.send(());
@@ -165,6 +172,7 @@ impl Keeper {
             proxies: &self.proxies,
             registry: &self.registry,
             metrics: &self.metrics,
+            watcher: &self.watcher,
         }
     }
 
@@ -422,6 +430,20 @@ impl Keeper {
                 discover::cgroups(pods_cgroup, &uids)
             }
             (NodeProxy::AnyProcess | NodeProxy::ServiceAccount { .. }, _) => Vec::new(),
+        }
+    }
+
+    fn follow_interfaces(&mut self, uid: &str) {
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        match pod.look_at_interfaces() {
+            Ok(()) => {
+                self.reconcile(uid);
+                self.publish();
+            }
+            // Its namespace is going, or the next change or enrolment looks again.
+            Err(error) => tracing::warn!(%uid, %error, "look at a pod's interfaces"),
         }
     }
 

@@ -26,6 +26,7 @@ mod config;
 mod discover;
 pub mod door;
 pub mod handover;
+mod interfaces;
 mod keeper;
 pub mod listeners_server;
 pub mod metrics;

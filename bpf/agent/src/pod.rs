@@ -18,6 +18,10 @@ use seine_proto::listeners::Kind;
 use crate::config::Config;
 use crate::config::Listeners;
 use crate::door::Cgroups;
+use crate::interfaces;
+use crate::interfaces::Interfaces;
+use crate::interfaces::Watched;
+use crate::interfaces::Watcher;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::netns::NetnsError;
@@ -51,6 +55,7 @@ pub(crate) struct Tools<'a> {
     pub(crate) proxies: &'a Cgroups,
     pub(crate) registry: &'a Registry,
     pub(crate) metrics: &'a Metrics,
+    pub(crate) watcher: &'a Watcher,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +83,9 @@ pub(crate) struct Pod {
     /// What the kernel was told last, by this process.
     applied: Option<PodSettings>,
     warnings: Vec<String>,
-    guard_warning: Option<String>,
+    guard_warnings: Vec<String>,
+    interfaces: Interfaces,
+    watched: Option<Watched>,
     older: usize,
     older_reset: usize,
     /// The runtime said that the pod's network goes away.
@@ -100,7 +107,9 @@ impl Pod {
             listeners: None,
             applied: None,
             warnings: Vec::new(),
-            guard_warning: None,
+            guard_warnings: Vec::new(),
+            interfaces: Interfaces::default(),
+            watched: None,
             older: 0,
             older_reset: 0,
             deleted: false,
@@ -161,8 +170,12 @@ impl Pod {
 
     fn bring_to(&mut self, plan: &Plan, tools: Tools<'_>) -> Result<(), PodError> {
         self.undo_routing_at = None;
+        if self.watched.is_none() {
+            // Before the first look, so that no change is missed.
+            self.watched = Some(tools.watcher.watch(&self.record.uid, &self.netns)?);
+        }
         if let (Some(applied), Some(_)) = (&self.applied, &self.listeners) {
-            let settings = settings(plan, &self.record.ips, applied.host_ifindexes.clone());
+            let settings = settings(plan, &self.record.ips, self.interfaces.host_ends.clone());
             if settings != *applied {
                 tools.redirector.update(self.netns.cookie(), &settings)?;
                 self.applied = Some(settings);
@@ -180,11 +193,8 @@ impl Pod {
                 Listeners::Ztunnel => Vec::new(),
             }));
         }
-        let interfaces = routing::host_ends(&self.netns)?;
-        self.guard_warning = interfaces.is_empty().then(|| {
-            "no interface of the pod has its other end in this network namespace: it has no guard".to_owned()
-        });
-        let settings = settings(plan, &self.record.ips, interfaces);
+        self.look_at_interfaces()?;
+        let settings = settings(plan, &self.record.ips, self.interfaces.host_ends.clone());
         let held = self
             .listeners
             .as_deref()
@@ -226,6 +236,32 @@ impl Pod {
         self.keep(Some(plan), tools)
     }
 
+    /// The next enrolment guards what is there now.
+    pub(crate) fn look_at_interfaces(&mut self) -> Result<(), RoutingError> {
+        self.interfaces = interfaces::find(&self.netns)?;
+        let mut warnings = Vec::new();
+        // A pod whose network is being taken down has nothing left to guard.
+        if self.interfaces.host_ends.is_empty() && !self.deleted {
+            warnings.push(
+                "no interface of the pod has its other end in this network namespace: it has no guard"
+                    .to_owned(),
+            );
+        }
+        warnings.extend(self.interfaces.unguarded.iter().map(|name| {
+            format!(
+                "interface {name} of the pod has no other end in this network namespace: what raw \
+                 sockets send through it is not guarded"
+            )
+        }));
+        if warnings != self.guard_warnings {
+            for warning in &warnings {
+                tracing::warn!(pod = %self.label(), "{warning}");
+            }
+            self.guard_warnings = warnings;
+        }
+        Ok(())
+    }
+
     /// Releases the pod, if it is enrolled; its connections go their own way again.
     pub(crate) fn release(&mut self, reason: &str, tools: Tools<'_>) -> Result<(), PodError> {
         let was_enrolled =
@@ -237,12 +273,13 @@ impl Pod {
             }
             self.applied = None;
             self.listeners = None;
+            self.watched = None;
             self.undo_routing_at = Some(Instant::now() + RELEASE_GRACE);
             Metrics::count(&tools.metrics.changes, "release");
             tracing::info!(pod = %self.label(), uid = %self.record.uid, reason, "released");
         }
         self.warnings.clear();
-        self.guard_warning = None;
+        self.guard_warnings.clear();
         self.enter(State::NotEnrolled, Some(reason.to_owned()));
         self.keep(None, tools)
     }
@@ -310,7 +347,7 @@ impl Pod {
             warnings: self
                 .warnings
                 .iter()
-                .chain(&self.guard_warning)
+                .chain(&self.guard_warnings)
                 .cloned()
                 .collect(),
             terminating: self.deleted,

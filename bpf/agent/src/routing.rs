@@ -8,17 +8,14 @@
 //! `fwmark_reflect` puts it on the reset, so that ztunnel hears of the refusal at once. Runs in the
 //! pod's network namespace.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
-use futures::TryStreamExt;
 use rtnetlink::Handle;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::IpProtocol;
-use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::packet_route::route::RouteType;
@@ -126,69 +123,7 @@ pub fn remove(netns: &Netns) -> Result<(), RoutingError> {
     })
 }
 
-/// The other ends of the pod's veth pairs, where they are in the agent's own network namespace: by
-/// index there. Each end must name the other.
-///
-/// # Errors
-///
-/// See [`RoutingError`].
-pub fn host_ends(netns: &Netns) -> Result<BTreeSet<u32>, RoutingError> {
-    let in_pod: Vec<Link> = in_pod(netns, links)?;
-    let on_host: Vec<Link> = in_runtime(links)?;
-    Ok(pairs(&in_pod, &on_host))
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    index: u32,
-    /// The other end's index, if that is in another namespace.
-    peer: Option<u32>,
-}
-
-fn pairs(in_pod: &[Link], on_host: &[Link]) -> BTreeSet<u32> {
-    let is_pair =
-        |pod: &Link, host: &Link| pod.peer == Some(host.index) && host.peer == Some(pod.index);
-    on_host
-        .iter()
-        .filter(|host| in_pod.iter().any(|pod| is_pair(pod, host)))
-        .map(|host| host.index)
-        .collect()
-}
-
-async fn links(handle: Handle) -> Result<Vec<Link>, RoutingError> {
-    let messages: Vec<_> = handle
-        .link()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .map_err(|source| RoutingError::Request {
-            what: "ip link",
-            source,
-        })?;
-    Ok(messages
-        .iter()
-        .map(|link| {
-            let elsewhere = link
-                .attributes
-                .iter()
-                .any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
-            let peer = link
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    LinkAttribute::Link(index) if elsewhere => Some(*index),
-                    _ => None,
-                });
-            Link {
-                index: link.header.index,
-                peer,
-            }
-        })
-        .collect())
-}
-
-fn in_pod<T, F, W>(netns: &Netns, work: W) -> Result<T, RoutingError>
+pub(crate) fn in_pod<T, F, W>(netns: &Netns, work: W) -> Result<T, RoutingError>
 where
     T: Send,
     F: Future<Output = Result<T, RoutingError>>,
@@ -198,7 +133,7 @@ where
 }
 
 /// Runs on a runtime of its own, in the calling thread, which must not be one of a runtime.
-fn in_runtime<T, F, W>(work: W) -> Result<T, RoutingError>
+pub(crate) fn in_runtime<T, F, W>(work: W) -> Result<T, RoutingError>
 where
     F: Future<Output = Result<T, RoutingError>>,
     W: FnOnce(Handle) -> F,
@@ -314,28 +249,5 @@ fn tolerate(
             Ok(())
         }
         other => other.map_err(|source| RoutingError::Request { what, source }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_interfaces_are_a_pair_only_if_each_names_the_other() {
-        let link = |index, peer| Link { index, peer };
-        let pod = [
-            link(1, None),
-            link(2, Some(40)),
-            link(3, Some(41)),
-            link(4, Some(42)),
-        ];
-        let host = [
-            link(2, None),
-            link(40, Some(2)),
-            link(41, Some(9)),
-            link(42, None),
-        ];
-        assert_eq!(pairs(&pod, &host), [40].into());
     }
 }

@@ -204,7 +204,7 @@ impl Connection {
     }
 }
 
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is valid and owned, and neither replaced nor closed inside AsyncFd:
     // both types here lend it as a shared reference only.
     Ok(unsafe { AsyncFd::register(fd) }?)

@@ -15,7 +15,9 @@ use node::Proxy;
 use node::eventually;
 use node::listeners;
 use node::take_turn;
+use seine_agent::Config;
 use seine_agent::Netns;
+use seine_agent::NodeProxy;
 use seine_agent::seqpacket::Connection;
 use seine_proto::listeners::Kind;
 use seine_proto::zds::workload_request::Payload;
@@ -78,8 +80,10 @@ async fn the_cni_plugin_enrols_a_pod_and_the_proxy_gets_its_namespace_and_listen
     let (payload, _) = proxy.next().await.unwrap();
     assert!(matches!(payload, Payload::Del(_)), "{payload:?}");
     assert_eq!(node.enrolled(), 0);
-    node.connect("127.0.0.1:15001")
-        .expect_err("nobody listens any more");
+    eventually("nobody listens any more", || {
+        node.connect("127.0.0.1:15001").is_err()
+    })
+    .await;
     node.opt_in(true);
     assert!(matches!(proxy.next().await.unwrap().0, Payload::Add(_)));
     node.leave();
@@ -223,4 +227,55 @@ async fn an_opted_in_pod_waits_for_its_object_its_ports_and_the_agent() {
     let output = node.cni("ADD", "web", "u-1").await;
     let error: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(error["code"], 11, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interface_that_comes_after_the_pods_start_is_guarded_and_one_that_cannot_be_is_told() {
+    let _turn = take_turn().await;
+    let Some(node) = Node::new("e") else { return };
+    let (agent, _source) = node.agent().await;
+    assert!(node.cni("ADD", "web", "u-1").await.status.success());
+    let cookie = node.pod().cookie();
+    let guarded = || node.settings(cookie).host_ifindexes;
+    let first = guarded();
+    assert_eq!(first.len(), 1);
+
+    // As a plugin for secondary networks makes it, behind the chain that has ours.
+    node.add_interface("net1");
+    eventually("the second is guarded", || guarded().len() == 2).await;
+    assert!(guarded().is_superset(&first));
+    node.remove_interface("net1");
+    eventually("it is gone", || guarded() == first).await;
+
+    let warnings = || agent.status().borrow()[0].warnings.clone();
+    assert_eq!(warnings(), [""; 0]);
+    node.add_macvlan("net2");
+    eventually("the other kind is told", || {
+        warnings().iter().any(|w| w.contains("interface net2"))
+    })
+    .await;
+    assert_eq!(guarded(), first);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_cgroup_of_its_own_any_process_but_the_pods_is_the_node_proxy() {
+    let _turn = take_turn().await;
+    let Some(node) = Node::new("f") else { return };
+    let change = |config: &mut Config| config.proxy = NodeProxy::AnyProcess;
+    let (agent, _source) = node.agent_with(change).await;
+    assert!(node.cni("ADD", "web", "u-1").await.status.success());
+    node.enter("pods");
+    assert!(
+        Proxy::connect(&node).await.next().await.is_none(),
+        "a process of a pod"
+    );
+    assert!(listeners(&node, "u-1").await.is_err(), "a process of a pod");
+    node.leave();
+    assert!(
+        Proxy::connect(&node).await.next().await.is_some(),
+        "its twin outside"
+    );
+    assert!(listeners(&node, "u-1").await.is_ok(), "its twin outside");
+    agent.stop().await;
 }

@@ -220,9 +220,17 @@ impl Node {
     }
 
     pub(crate) async fn agent(&self) -> (Agent, DirectorySource) {
+        self.agent_with(|_| {}).await
+    }
+
+    /// With other settings.
+    pub(crate) async fn agent_with(
+        &self,
+        change: impl FnOnce(&mut Config),
+    ) -> (Agent, DirectorySource) {
         let source =
             DirectorySource::open(self.path("objects"), DirectoryOptions::default()).unwrap();
-        let config = Config {
+        let mut config = Config {
             node: "node1".into(),
             pods_cgroup: Some(self.cgroup.join("pods")),
             proxy: NodeProxy::Cgroup(self.cgroup.join("ztunnel")),
@@ -238,6 +246,7 @@ impl Node {
             chain: None,
             enrolment: EnrolmentSettings::default(),
         };
+        change(&mut config);
         let kernel = self.kernel.clone();
         let lock = StateLock::take(&config.state_dir).await.unwrap();
         let agent = Agent::start(lock, config, kernel, source.subscribe())
@@ -288,6 +297,30 @@ impl Node {
         self.pod()
             .within(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)))
             .unwrap()
+    }
+
+    /// Gives the pod one more veth.
+    pub(crate) fn add_interface(&self, name: &str) {
+        let (n, v) = (self.netns.as_str(), self.second());
+        assert!(ip(&[
+            "link", "add", &v, "type", "veth", "peer", "name", name, "netns", n
+        ]));
+    }
+
+    /// Gives the pod an interface that is no veth; its device is the first one's other end.
+    pub(crate) fn add_macvlan(&self, name: &str) {
+        let (n, v) = (self.netns.as_str(), self.veth.as_str());
+        assert!(ip(&[
+            "link", "add", "link", v, "name", name, "netns", n, "type", "macvlan"
+        ]));
+    }
+
+    pub(crate) fn remove_interface(&self, name: &str) {
+        assert!(ip(&["-n", &self.netns, "link", "del", name]));
+    }
+
+    fn second(&self) -> String {
+        format!("{}x", self.veth)
     }
 
     /// The rules of the pod, as iproute2 prints them.
