@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::LifecycleHandler;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::core::v1::Probe;
@@ -21,6 +22,8 @@ use serde::Serialize;
 pub const EXCLUDE_INBOUND_PORTS: &str = "seine.dev/exclude-inbound-ports";
 /// Ports that the pod reaches without the mesh, separated by commas.
 pub const EXCLUDE_OUTBOUND_PORTS: &str = "seine.dev/exclude-outbound-ports";
+/// Networks that reach the pod without the mesh, as CIDRs separated by commas.
+pub const EXCLUDE_INBOUND_CIDRS: &str = "seine.dev/exclude-inbound-cidrs";
 /// Networks that the pod reaches without the mesh, as CIDRs separated by commas.
 pub const EXCLUDE_OUTBOUND_CIDRS: &str = "seine.dev/exclude-outbound-cidrs";
 /// `false`: the pod's DNS queries are left alone.
@@ -39,6 +42,9 @@ pub struct Plan {
     pub excluded_outbound_networks: BTreeSet<IpNet>,
     /// Ports of the pod that are not steered.
     pub excluded_inbound_ports: BTreeSet<u16>,
+    /// Client networks whose connections are not steered.
+    #[serde(default)]
+    pub excluded_inbound_networks: BTreeSet<IpNet>,
     /// Ports that the kubelet may probe in plaintext.
     pub probed_ports: BTreeSet<u16>,
     /// Whether DNS queries are caught.
@@ -89,7 +95,7 @@ pub fn may_enrol(namespace: &Namespace, settings: &EnrolmentSettings) -> bool {
 
 /// A pod without a UID in a hand-written file is known by its name alone.
 fn has_uid(pod: &Pod, uid: &str) -> bool {
-    pod.metadata.uid.as_deref().is_none_or(|own| own == uid)
+    pods::node_uid(pod).is_none_or(|own| own == uid)
 }
 
 fn plan(pod: &Pod) -> (Plan, Vec<String>) {
@@ -111,6 +117,7 @@ fn plan(pod: &Pod) -> (Plan, Vec<String>) {
         excluded_outbound_ports: list(annotations, EXCLUDE_OUTBOUND_PORTS, &mut warnings),
         excluded_outbound_networks: list(annotations, EXCLUDE_OUTBOUND_CIDRS, &mut warnings),
         excluded_inbound_ports: list(annotations, EXCLUDE_INBOUND_PORTS, &mut warnings),
+        excluded_inbound_networks: list(annotations, EXCLUDE_INBOUND_CIDRS, &mut warnings),
         probed_ports: probed_ports(pod, &mut warnings),
         dns,
     };
@@ -139,7 +146,8 @@ fn list<T: std::str::FromStr + Ord>(
     parsed
 }
 
-/// Ports of the HTTP, TCP and gRPC probes of all containers, names resolved in their own container.
+/// Ports of what the kubelet asks of all containers: HTTP, TCP and gRPC probes, and hooks. Names are
+/// resolved in their own container.
 fn probed_ports(pod: &Pod, warnings: &mut Vec<String>) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
     let Some(spec) = &pod.spec else {
@@ -155,15 +163,24 @@ fn probed_ports(pod: &Pod, warnings: &mut Vec<String>) -> BTreeSet<u16> {
             &container.readiness_probe,
             &container.startup_probe,
         ];
-        for probe in probes.into_iter().flatten() {
-            for port in ports_of(probe) {
-                match resolve(&port, container) {
-                    Some(port) => drop(ports.insert(port)),
-                    None => warnings.push(format!(
-                        "container {}: its probe's port {port:?} is no port of it",
-                        container.name
-                    )),
-                }
+        let probed = probes.into_iter().flatten().flat_map(ports_of);
+        let lifecycle = container.lifecycle.as_ref();
+        let hooks = lifecycle.map(|hooks| [&hooks.post_start, &hooks.pre_stop]);
+        let hooked = hooks
+            .into_iter()
+            .flatten()
+            .flatten()
+            .flat_map(ports_of_hook);
+        for (port, of) in probed
+            .map(|port| (port, "probe"))
+            .chain(hooked.map(|port| (port, "hook")))
+        {
+            match resolve(&port, container) {
+                Some(port) => drop(ports.insert(port)),
+                None => warnings.push(format!(
+                    "container {}: its {of}'s port {port:?} is no port of it",
+                    container.name
+                )),
             }
         }
     }
@@ -178,6 +195,12 @@ fn ports_of(probe: &Probe) -> Vec<IntOrString> {
         .as_ref()
         .map(|action| IntOrString::Int(action.port));
     [http, tcp, grpc].into_iter().flatten().collect()
+}
+
+fn ports_of_hook(hook: &LifecycleHandler) -> Vec<IntOrString> {
+    let http = hook.http_get.as_ref().map(|action| action.port.clone());
+    let tcp = hook.tcp_socket.as_ref().map(|action| action.port.clone());
+    [http, tcp].into_iter().flatten().collect()
 }
 
 fn resolve(port: &IntOrString, container: &Container) -> Option<u16> {
@@ -225,12 +248,14 @@ mod tests {
         let set = objects(
             r#"{"seine.dev/exclude-outbound-ports": "5432, 6379,",
                 "seine.dev/exclude-outbound-cidrs": "10.0.0.0/8,fd00::/8",
-                "seine.dev/exclude-inbound-ports": "9090", "seine.dev/dns-capture": "false"}"#,
+                "seine.dev/exclude-inbound-ports": "9090",
+                "seine.dev/exclude-inbound-cidrs": "10.2.0.0/16, fd02::/16", "seine.dev/dns-capture": "false"}"#,
             r#"{"serviceAccountName": "web", "containers": [
                 {"name": "app", "ports": [{"name": "http", "containerPort": 8080}],
                  "livenessProbe": {"httpGet": {"port": "http"}},
                  "readinessProbe": {"tcpSocket": {"port": 8081}},
-                 "startupProbe": {"grpc": {"port": 8082}}}]}"#,
+                 "startupProbe": {"grpc": {"port": 8082}},
+                 "lifecycle": {"postStart": {"httpGet": {"port": "http"}}, "preStop": {"httpGet": {"port": 8083}}}}]}"#,
         );
         let (Desired::Enrolled(plan), warnings) = decide(&set, "u1") else {
             panic!("not enrolled");
@@ -240,7 +265,9 @@ mod tests {
         assert_eq!(plan.excluded_outbound_ports, [5432, 6379].into());
         assert_eq!(plan.excluded_outbound_networks.len(), 2);
         assert_eq!(plan.excluded_inbound_ports, [9090].into());
-        assert_eq!(plan.probed_ports, [8080, 8081, 8082].into());
+        let clients = ["10.2.0.0/16", "fd02::/16"].map(|text| text.parse().unwrap());
+        assert_eq!(plan.excluded_inbound_networks, clients.into());
+        assert_eq!(plan.probed_ports, [8080, 8081, 8082, 8083].into());
         assert!(!plan.dns);
     }
 

@@ -409,7 +409,7 @@ fn settings(plan: &Plan, ips: &[IpAddr], host_ifindexes: BTreeSet<u32>) -> PodSe
         excluded_outbound_ports: plan.excluded_outbound_ports.clone(),
         excluded_outbound_networks: plan.excluded_outbound_networks.clone(),
         excluded_inbound_ports: plan.excluded_inbound_ports.clone(),
-        excluded_inbound_networks: BTreeSet::new(),
+        excluded_inbound_networks: plan.excluded_inbound_networks.clone(),
         probed_ports: plan.probed_ports.clone(),
         dns: if plan.dns {
             DnsCapture::UdpAndTcp

@@ -107,6 +107,10 @@ const CONTAINER: Kept = Fields(&[
     ("livenessProbe", PROBE),
     ("readinessProbe", PROBE),
     ("startupProbe", PROBE),
+    (
+        "lifecycle",
+        Fields(&[("postStart", PROBE), ("preStop", PROBE)]),
+    ),
 ]);
 
 const PROBE: Kept = Fields(&[
@@ -184,6 +188,7 @@ mod tests {
                 "containers": [{
                     "name": "c", "env": [{"name": "SECRET", "value": "x"}], "ports": [{"containerPort": 1}],
                     "livenessProbe": {"httpGet": {"port": 1, "path": "/"}, "periodSeconds": 1},
+                    "lifecycle": {"preStop": {"httpGet": {"port": 1, "path": "/"}}, "postStart": {"exec": {"command": ["x"]}}},
                 }],
             },
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastProbeTime": null}]},
@@ -194,6 +199,7 @@ mod tests {
                 "nodeName": "n",
                 "containers": [{
                     "name": "c", "ports": [{"containerPort": 1}], "livenessProbe": {"httpGet": {"port": 1}},
+                    "lifecycle": {"preStop": {"httpGet": {"port": 1}}, "postStart": {}},
                 }],
             },
             "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},

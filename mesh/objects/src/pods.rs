@@ -48,6 +48,17 @@ pub fn node(pod: &Pod) -> Option<&str> {
         .filter(|name| !name.is_empty())
 }
 
+/// The UID under which the pod's node knows it (its kubelet, container runtime and cgroups). Of a
+/// static pod that is not the UID of its object, a mirror that the kubelet made, but the hash of its
+/// file. A pod of a hand-written manifest may have none.
+pub fn node_uid(pod: &Pod) -> Option<&str> {
+    let annotation = |name: &str| pod.metadata.annotations.as_ref()?.get(name);
+    annotation("kubernetes.io/config.mirror")
+        .and_then(|_| annotation("kubernetes.io/config.hash"))
+        .or(pod.metadata.uid.as_ref())
+        .map(String::as_str)
+}
+
 /// The pod's addresses of both families, in the order of `status.podIPs`, without doubles and
 /// without what is no address.
 pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
@@ -68,4 +79,25 @@ pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
 
 fn phase(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.phase.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_static_pods_mirror_is_known_on_its_node_by_the_hash_of_its_file() {
+        let pod = |annotations| -> Pod {
+            let metadata = json!({"name": "p", "uid": "u1", "annotations": annotations});
+            serde_json::from_value(json!({"metadata": metadata})).unwrap()
+        };
+        let mirror =
+            json!({"kubernetes.io/config.mirror": "h1", "kubernetes.io/config.hash": "h1"});
+        assert_eq!(node_uid(&pod(mirror)), Some("h1"));
+        assert_eq!(node_uid(&pod(json!({}))), Some("u1"));
+        // Anybody may write one of them.
+        let alone = json!({"kubernetes.io/config.hash": "h1"});
+        assert_eq!(node_uid(&pod(alone)), Some("u1"));
+    }
 }

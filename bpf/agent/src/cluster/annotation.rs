@@ -134,7 +134,7 @@ impl Ledger {
                 continue;
             }
             there.insert(uid.as_str());
-            let status = by_uid.get(uid.as_str()).copied();
+            let status = pods::node_uid(pod).and_then(|uid| by_uid.get(uid).copied());
             let after = match wanted(objects, key, pod, status, settings) {
                 Wanted::Same => continue,
                 Wanted::Absent => None,
