@@ -35,9 +35,9 @@ use crate::keeper::Command;
 use crate::keeper::Keeper;
 use crate::keeper::PODS;
 use crate::keeper::REDIRECTION;
+use crate::last_known::LastKnownFile;
 use crate::listeners_server;
 use crate::metrics::Metrics;
-use crate::namespaces::NamespacesFile;
 use crate::redirector::Redirector;
 use crate::registry::Registry;
 use crate::seqpacket::Listener;
@@ -52,8 +52,9 @@ pub const LISTENERS_SOCKET: &str = "listeners.sock";
 pub const HANDOVER_SOCKET: &str = "handover.sock";
 /// Socket for the CNI plugin.
 pub const CNI_SOCKET: &str = "cni.sock";
-/// What the CNI plugin reads while the agent is away.
-pub const NAMESPACES_FILE: &str = "namespaces.json";
+/// What the CNI plugin reads while the agent is away, also after a restart of the node: in the state
+/// folder.
+pub const LAST_KNOWN_FILE: &str = "last-known.json";
 
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -158,15 +159,16 @@ impl Agent {
             objects: objects.clone(),
             served: served_out,
             status: status_out,
-            namespaces: NamespacesFile::new(config.run_dir.join(NAMESPACES_FILE)),
+            last_known: LastKnownFile::new(config.state_dir.join(LAST_KNOWN_FILE)),
             pods: BTreeMap::new(),
+            unclaimed: BTreeMap::new(),
             proxies: proxies.clone(),
             watcher: Watcher {
                 runtime: tokio::runtime::Handle::current(),
                 to: commands.clone(),
             },
             proxy_cgroups: Vec::new(),
-            caught: false,
+            caught: None,
         };
         let keeper = thread::Builder::new()
             .name("keeper".into())

@@ -12,6 +12,7 @@ use seine_cni::api::MAX_MESSAGE;
 use seine_cni::api::Request;
 use seine_cni::api::Response;
 use seine_objects::ObjectSet;
+use seine_objects::pods;
 use seine_telemetry::Readiness;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
@@ -101,10 +102,15 @@ impl CniServer {
     async fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Response {
         match request {
             Request::Add(attachment) => self.add(attachment, descriptors).await,
-            Request::Check(attachment) => match self.uid_of(&attachment) {
-                Some(uid) => self.ask(|reply| Command::Check { uid, reply }).await,
-                None => failed(unknown(&attachment)),
-            },
+            Request::Check(attachment) => {
+                let uid = self.key_of(&attachment);
+                self.ask(|reply| Command::Check {
+                    attachment,
+                    uid,
+                    reply,
+                })
+                .await
+            }
             Request::Del { container_id } => {
                 self.ask(|reply| Command::Delete {
                     container_id,
@@ -136,11 +142,7 @@ impl CniServer {
         if let Err(reason) = self.wait_for_object(&attachment).await {
             return failed(reason);
         }
-        // Of a namespace that is not opted in, a pod whose object did not come yet is kept under
-        // its sandbox's identifier: it can't be told from one that never comes.
-        let uid = self
-            .uid_of(&attachment)
-            .unwrap_or_else(|| attachment.container_id.clone());
+        let uid = self.key_of(&attachment);
         self.ask(|reply| Command::Add {
             attachment,
             uid,
@@ -173,10 +175,17 @@ impl CniServer {
 
     fn is_there(&self, objects: &ObjectSet, attachment: &Attachment) -> bool {
         let pod = objects.pod(&attachment.namespace, &attachment.name);
-        pod.is_some_and(|pod| match (&attachment.uid, &pod.metadata.uid) {
+        pod.is_some_and(|pod| match (&attachment.uid, pods::node_uid(pod)) {
             (Some(wanted), Some(found)) => wanted == found,
             _ => true,
         })
+    }
+
+    /// Of a namespace that is not opted in, a pod whose object did not come yet is kept under its
+    /// sandbox's identifier: it can't be told from one that never comes.
+    fn key_of(&self, attachment: &Attachment) -> String {
+        let uid = self.uid_of(attachment);
+        uid.unwrap_or_else(|| attachment.container_id.clone())
     }
 
     fn uid_of(&self, attachment: &Attachment) -> Option<String> {
@@ -185,7 +194,7 @@ impl CniServer {
             let pod = objects.pod(&attachment.namespace, &attachment.name)?;
             // A pod of a hand-written file may have none: its name is as good there.
             let name = || format!("{}.{}", attachment.namespace, attachment.name);
-            Some(pod.metadata.uid.clone().unwrap_or_else(name))
+            Some(pods::node_uid(pod).map_or_else(name, str::to_owned))
         })
     }
 

@@ -48,9 +48,9 @@ pub struct Config {
     pub proxy: NodeProxy,
     /// The cgroup that the CNI plugin's processes are below; else they are just no pod's.
     pub cni_cgroup: Option<PathBuf>,
-    /// Folder of the sockets and of `namespaces.json`.
+    /// Folder of the sockets.
     pub run_dir: PathBuf,
-    /// Folder of what a restarted agent must know.
+    /// Folder of what a restarted agent must know, and the CNI plugin while no agent runs.
     pub state_dir: PathBuf,
     /// Where status, metrics and readiness are served: a loopback address.
     pub admin_address: SocketAddr,
@@ -62,6 +62,8 @@ pub struct Config {
     pub older_connections: OlderConnections,
     /// How often the agent compares with what is really attached.
     pub reconcile_every: Duration,
+    /// How often a connection is made that must be caught, though all seems to be as it should.
+    pub canary_every: Duration,
     /// How long a pod's start waits for its object to appear.
     pub pod_wait: Duration,
     /// Where the container runtime's CNI chain is; nothing where something else calls the plugin.

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -29,8 +30,8 @@ use crate::config::NodeProxy;
 use crate::discover;
 use crate::door::Cgroups;
 use crate::interfaces::Watcher;
+use crate::last_known::LastKnownFile;
 use crate::metrics::Metrics;
-use crate::namespaces::NamespacesFile;
 use crate::netns::Netns;
 use crate::netns::NetnsError;
 use crate::plan;
@@ -39,6 +40,7 @@ use crate::plan::Plan;
 use crate::pod::Pod;
 use crate::pod::Tools;
 use crate::redirector::Redirector;
+use crate::registry;
 use crate::registry::Record;
 use crate::registry::Registry;
 use crate::registry::is_uid;
@@ -60,6 +62,7 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Response>,
     },
     Check {
+        attachment: Attachment,
         uid: String,
         reply: oneshot::Sender<Response>,
     },
@@ -94,13 +97,18 @@ pub(crate) struct Keeper {
     pub(crate) objects: watch::Receiver<Arc<ObjectSet>>,
     pub(crate) served: watch::Sender<Option<Arc<Served>>>,
     pub(crate) status: watch::Sender<Arc<Vec<PodStatus>>>,
-    pub(crate) namespaces: NamespacesFile,
+    pub(crate) last_known: LastKnownFile,
     pub(crate) pods: BTreeMap<String, Pod>,
+    /// What the kernel has enrolled for an earlier agent and is no pod's yet, by cookie, with its
+    /// record where there is one. It stays caught, and refused, until it is found or its namespace ends.
+    pub(crate) unclaimed: BTreeMap<u64, Option<Record>>,
     /// Of the node proxies, as the kernel and the doors know them.
     pub(crate) proxies: Cgroups,
     pub(crate) watcher: Watcher,
     pub(crate) proxy_cgroups: Vec<(PathBuf, u64)>,
-    pub(crate) caught: bool,
+    /// When a connection was caught last; nothing since it was not, or something was not attached
+    /// as it should be.
+    pub(crate) caught: Option<Instant>,
 }
 
 impl Keeper {
@@ -137,8 +145,12 @@ impl Keeper {
                 self.publish();
                 let _ = reply.send(response);
             }
-            Command::Check { uid, reply } => {
-                let _ = reply.send(self.check(&uid));
+            Command::Check {
+                attachment,
+                uid,
+                reply,
+            } => {
+                let _ = reply.send(self.check(&attachment, &uid));
             }
             Command::Delete {
                 container_id,
@@ -182,57 +194,117 @@ impl Keeper {
             tracing::error!(%error, "the registry of pods can't be read: running pods are looked for");
             Vec::new()
         });
-        let enrolled: BTreeSet<_> = match self.redirector.enrolled() {
-            Ok(pods) => pods.iter().map(|pod| pod.cookie).collect(),
-            Err(error) => {
-                tracing::error!(%error, "which pods the kernel has enrolled");
-                BTreeSet::new()
-            }
-        };
+        let enrolled = self.enrolled();
         for mut record in records {
-            let Some((path, netns)) = self.reopen(&record) else {
-                self.let_go(&record);
-                continue;
-            };
-            if record.plan.is_none() && enrolled.contains(&record.cookie) {
-                // The earlier agent ended before it could write that down; the objects decide.
-                record.plan = Some(Plan::default());
+            let in_kernel = enrolled.as_ref().map(|all| all.contains(&record.cookie));
+            match self.reopen(&record) {
+                Ok((path, netns)) => {
+                    if in_kernel == Some(true) {
+                        // The earlier agent may have ended before it could write that down; the
+                        // objects decide.
+                        record.plan.get_or_insert_default();
+                    }
+                    record.netns = path;
+                    self.pods
+                        .insert(record.uid.clone(), Pod::new(record, netns));
+                }
+                Err(error) if in_kernel != Some(false) => {
+                    tracing::warn!(
+                        pod = %record.name, namespace = %record.namespace, %error,
+                        "an enrolled pod's network namespace is not found: it stays enrolled, and is looked for"
+                    );
+                    self.unclaimed.insert(record.cookie, Some(record));
+                }
+                Err(error) => {
+                    tracing::info!(pod = %record.name, namespace = %record.namespace, %error, "is gone");
+                    self.forget_record(&record);
+                }
             }
-            record.netns = path;
-            self.pods
-                .insert(record.uid.clone(), Pod::new(record, netns));
         }
-        tracing::info!(pods = self.pods.len(), "took over the pods of the node");
+        let known: BTreeSet<_> = self.pods.values().map(|pod| pod.record.cookie).collect();
+        for cookie in enrolled.into_iter().flatten() {
+            if !known.contains(&cookie) && !self.unclaimed.contains_key(&cookie) {
+                tracing::warn!(
+                    cookie,
+                    "an enrolled pod has no record: it stays enrolled, and is looked for"
+                );
+                self.unclaimed.insert(cookie, None);
+            }
+        }
+        tracing::info!(
+            pods = self.pods.len(),
+            unclaimed = self.unclaimed.len(),
+            "took over the pods of the node"
+        );
     }
 
-    /// Finds a pod's namespace again: by its path, or where that is not visible by its processes.
-    fn reopen(&self, record: &Record) -> Option<(PathBuf, Netns)> {
-        let by_path = Netns::open(&record.netns).map(|netns| (record.netns.clone(), netns));
-        let found = by_path.or_else(|error| {
-            let cgroup = self.config.pods_cgroup.as_deref().ok_or(error)?;
-            let path = discover::running(cgroup, std::slice::from_ref(&record.uid))
-                .remove(&record.uid)
-                .ok_or(NetnsError::Gone)?;
-            Netns::open(&path).map(|netns| (path, netns))
-        });
-        match found {
-            Ok((path, netns)) if netns.cookie() == record.cookie => Some((path, netns)),
-            Ok(_) => None,
+    /// Cookies of the pods that the kernel has enrolled, whose namespaces are all alive; nothing if
+    /// it can't be asked.
+    fn enrolled(&self) -> Option<BTreeSet<u64>> {
+        match self.redirector.enrolled() {
+            Ok(pods) => Some(pods.iter().map(|pod| pod.cookie).collect()),
             Err(error) => {
-                tracing::info!(pod = %record.name, namespace = %record.namespace, %error, "is gone");
+                tracing::error!(%error, "which pods the kernel has enrolled");
                 None
             }
         }
     }
 
-    /// A pod whose namespace went away while no agent ran.
-    fn let_go(&self, record: &Record) {
-        // By its cookie, which no other pod has had or will have before the node restarts.
-        if let Err(error) = self.redirector.release(record.cookie) {
-            tracing::warn!(pod = %record.name, %error, "release of a pod that is gone");
-        }
-        if let Err(error) = self.registry.remove(&record.uid) {
+    /// Finds a pod's namespace again: by its path, or where another is there or none by its processes.
+    fn reopen(&self, record: &Record) -> Result<(PathBuf, Netns), NetnsError> {
+        let open = |path: &Path| match Netns::open(path) {
+            Ok(netns) if netns.cookie() == record.cookie => Ok((path.to_owned(), netns)),
+            Ok(_) => Err(NetnsError::Gone),
+            Err(error) => Err(error),
+        };
+        open(&record.netns).or_else(|error| {
+            let cgroup = self.config.pods_cgroup.as_deref().ok_or(error)?;
+            let path = discover::running(cgroup, std::slice::from_ref(&record.uid))
+                .remove(&record.uid)
+                .ok_or(NetnsError::Gone)?;
+            open(&path)
+        })
+    }
+
+    /// Of a pod that is gone. Another sandbox of the same pod may have a record by now.
+    fn forget_record(&self, record: &Record) {
+        if !self.pods.contains_key(&record.uid)
+            && let Err(error) = self.registry.remove(&record.uid)
+        {
             tracing::warn!(pod = %record.name, %error, "remove a pod's record");
+        }
+    }
+
+    /// Looks again for what an earlier agent left enrolled: by its record here, by the objects in
+    /// [`Keeper::discover`].
+    fn claim(&mut self) {
+        if self.unclaimed.is_empty() {
+            return;
+        }
+        let Some(enrolled) = self.enrolled() else {
+            return;
+        };
+        for (cookie, record) in std::mem::take(&mut self.unclaimed) {
+            if !enrolled.contains(&cookie) {
+                // The kernel has released it, since its namespace is gone.
+                if let Some(record) = record {
+                    self.forget_record(&record);
+                }
+                continue;
+            }
+            if self.pods.values().any(|pod| pod.record.cookie == cookie) {
+                continue;
+            }
+            let found = record.as_ref().map(|record| self.reopen(record));
+            match (record, found) {
+                (Some(mut record), Some(Ok((path, netns)))) => {
+                    record.netns = path;
+                    record.plan.get_or_insert_default();
+                    self.pods
+                        .insert(record.uid.clone(), Pod::new(record, netns));
+                }
+                (record, _) => drop(self.unclaimed.insert(cookie, record)),
+            }
         }
     }
 
@@ -264,15 +336,23 @@ impl Keeper {
             host_interfaces: attachment.host_interfaces,
             plan: known.as_ref().and_then(|pod| pod.record.plan.clone()),
             enrolled_since: known.as_ref().and_then(|pod| pod.record.enrolled_since),
+            version: registry::VERSION,
             boot: self.registry.boot().to_owned(),
         };
         if let Err(error) = self.registry.save(&record) {
-            if let Some(pod) = known {
-                self.pods.insert(uid, pod);
+            let reason = format!("keep the pod's record in the state folder: {error}");
+            // The record of a pod that is not opted in is for an opt-in later, when the pod is found
+            // without it too.
+            if self
+                .not_opted_in(&record.namespace, &record.name, &uid)
+                .is_none()
+            {
+                if let Some(pod) = known {
+                    self.pods.insert(uid, pod);
+                }
+                return failed(reason);
             }
-            return failed(format!(
-                "keep the pod's record in the state folder: {error}"
-            ));
+            tracing::warn!(pod = %record.name, "{reason}");
         }
         let pod = match known {
             Some(pod) => pod.with_record(record),
@@ -283,9 +363,27 @@ impl Keeper {
         self.answer(&uid)
     }
 
+    /// Why the pod is not to be enrolled, where the objects say so.
+    fn not_opted_in(&self, namespace: &str, name: &str, uid: &str) -> Option<String> {
+        let (objects, settings) = (self.objects.borrow(), &self.config.enrolment);
+        match plan::desired(&objects, namespace, name, uid, settings).0 {
+            Desired::NotEnrolled(reason) => Some(reason),
+            Desired::Enrolled(_) => None,
+            // Whatever the pod is, its namespace decides.
+            Desired::Unknown => objects
+                .namespace(namespace)
+                .filter(|namespace| !plan::may_enrol(namespace, settings))
+                .map(|_| "not opted in".to_owned()),
+        }
+    }
+
     fn answer(&self, uid: &str) -> Response {
         match self.pods.get(uid) {
             Some(pod) => match pod.state() {
+                State::Enrolled if self.caught.is_none() => Response::Failed {
+                    reason: "redirection does not work on this node; /healthz/ready of the agent says why"
+                        .to_owned(),
+                },
                 State::Enrolled => Response::Enrolled,
                 State::NotEnrolled => Response::NotEnrolled {
                     reason: pod.reason().to_owned(),
@@ -300,10 +398,17 @@ impl Keeper {
         }
     }
 
-    fn check(&self, uid: &str) -> Response {
-        let Some(pod) = self.pods.get(uid).filter(|pod| pod.is_enrolled()) else {
-            return self.answer(uid);
+    fn check(&self, attachment: &Attachment, uid: &str) -> Response {
+        let Some(pod) = self.pods.get(uid) else {
+            // It may have started while no agent ran.
+            return match self.not_opted_in(&attachment.namespace, &attachment.name, uid) {
+                Some(reason) => Response::NotEnrolled { reason },
+                None => self.answer(uid),
+            };
         };
+        if !pod.is_enrolled() {
+            return self.answer(uid);
+        }
         match self.redirector.enrolled() {
             Ok(pods)
                 if pods
@@ -355,16 +460,16 @@ impl Keeper {
                 }
                 self.metrics.repairs.inc_by(repairs.repaired.len() as u64);
                 if !repairs.repaired.is_empty() {
-                    self.caught = false;
+                    self.caught = None;
                 }
+                self.prove();
             }
             Err(error) => {
                 tracing::error!(%error, "compare with what is attached");
                 self.readiness.pending(REDIRECTION, error.to_string());
-                self.caught = false;
+                self.caught = None;
             }
         }
-        self.prove();
         self.forget_gone();
         let now = Instant::now();
         for pod in self.pods.values_mut() {
@@ -373,17 +478,20 @@ impl Keeper {
         self.reconcile_pods();
     }
 
-    /// Readiness waits for a connection that was really caught.
+    /// Readiness waits for a connection that was really caught, and for another from time to time: a
+    /// program that somebody attaches before ours changes nothing in what is attached of ours.
     fn prove(&mut self) {
-        if self.caught {
+        let every = self.config.canary_every;
+        if self.caught.is_some_and(|at| at.elapsed() < every) {
             return;
         }
         match self.redirector.canary() {
             Ok(()) => {
-                self.caught = true;
+                self.caught = Some(Instant::now());
                 self.readiness.done(REDIRECTION);
             }
             Err(error) => {
+                self.caught = None;
                 tracing::error!(%error, "redirection does not work");
                 self.readiness.pending(REDIRECTION, error.to_string());
             }
@@ -425,7 +533,7 @@ impl Keeper {
                         let account = pod.spec.as_ref().map(|s| s.service_account_name.as_ref());
                         account.flatten() == Some(name)
                     })
-                    .filter_map(|pod| pod.metadata.uid.as_deref())
+                    .filter_map(|pod| pods::node_uid(pod))
                     .collect();
                 discover::cgroups(pods_cgroup, &uids)
             }
@@ -449,7 +557,8 @@ impl Keeper {
 
     fn reconcile_pods(&mut self) {
         let objects = self.objects.borrow_and_update().clone();
-        self.namespaces.update(&objects, &self.config.enrolment);
+        self.last_known.update(&objects, &self.config);
+        self.claim();
         self.discover(&objects);
         let uids: Vec<_> = self.pods.keys().cloned().collect();
         for uid in uids {
@@ -481,14 +590,15 @@ impl Keeper {
         self.pods.insert(uid.to_owned(), pod);
     }
 
-    /// Registers opted-in pods that run on this node though the CNI plugin never told of them.
+    /// Registers pods that run on this node though the CNI plugin never told of them: those that are
+    /// opted in, and those that an earlier agent left enrolled.
     fn discover(&mut self, objects: &ObjectSet) {
         let Some(cgroup) = &self.config.pods_cgroup else {
             return;
         };
         let mut wanted = BTreeMap::new();
         for pod in objects.pods.values() {
-            let (Some(uid), Some(name)) = (&pod.metadata.uid, &pod.metadata.name) else {
+            let (Some(uid), Some(name)) = (pods::node_uid(pod), &pod.metadata.name) else {
                 continue;
             };
             let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
@@ -500,20 +610,25 @@ impl Keeper {
                 continue;
             }
             let desired = plan::desired(objects, namespace, name, uid, &self.config.enrolment).0;
-            if matches!(desired, Desired::Enrolled(_)) {
-                wanted.insert(
-                    uid.clone(),
-                    (namespace.to_owned(), name.clone(), pods::addresses(pod)),
-                );
+            let opted_in = matches!(desired, Desired::Enrolled(_));
+            if opted_in || !self.unclaimed.is_empty() {
+                let found = (namespace.to_owned(), name.clone(), pods::addresses(pod));
+                wanted.insert(uid.to_owned(), (opted_in, found));
             }
         }
         let uids: Vec<_> = wanted.keys().cloned().collect();
         for (uid, path) in discover::running(cgroup, &uids) {
-            let Some((namespace, name, ips)) = wanted.remove(&uid) else {
+            let Some((opted_in, (namespace, name, ips))) = wanted.remove(&uid) else {
                 continue;
             };
             match Netns::open(&path) {
                 Ok(netns) => {
+                    let earlier = self.unclaimed.remove(&netns.cookie());
+                    if !opted_in && earlier.is_none() {
+                        continue;
+                    }
+                    let plan = earlier.as_ref().map(|_| Plan::default());
+                    let earlier = earlier.flatten();
                     tracing::info!(pod = %name, %namespace, %uid, "found a running pod");
                     let record = Record {
                         uid: uid.clone(),
@@ -524,13 +639,14 @@ impl Keeper {
                         cookie: netns.cookie(),
                         ips,
                         host_interfaces: Vec::new(),
-                        plan: None,
-                        enrolled_since: None,
+                        plan,
+                        enrolled_since: earlier.and_then(|record| record.enrolled_since),
+                        version: registry::VERSION,
                         boot: self.registry.boot().to_owned(),
                     };
+                    // Without the record a restarted agent finds the pod in this way again.
                     if let Err(error) = self.registry.save(&record) {
                         tracing::error!(pod = %record.name, %error, "keep the pod's record");
-                        continue;
                     }
                     self.pods.insert(uid, Pod::new(record, netns));
                 }
@@ -551,6 +667,7 @@ impl Keeper {
             let count = status.iter().filter(|pod| pod.state == state).count();
             Metrics::set(&self.metrics.pods, state.name(), count as u64);
         }
+        Metrics::set(&self.metrics.pods, "unclaimed", self.unclaimed.len() as u64);
         self.status.send_replace(Arc::new(status));
     }
 }

@@ -28,9 +28,9 @@ pub mod door;
 pub mod handover;
 mod interfaces;
 mod keeper;
+mod last_known;
 pub mod listeners_server;
 pub mod metrics;
-mod namespaces;
 mod netns;
 pub mod plan;
 mod pod;
@@ -46,7 +46,7 @@ mod uninstall;
 pub mod zds;
 
 pub use agent::{
-    Agent, CNI_SOCKET, HANDOVER_SOCKET, LISTENERS_SOCKET, NAMESPACES_FILE, StartError, StateLock,
+    Agent, CNI_SOCKET, HANDOVER_SOCKET, LAST_KNOWN_FILE, LISTENERS_SOCKET, StartError, StateLock,
     ZTUNNEL_SOCKET, is_running,
 };
 pub use config::{Config, Listeners, NodeProxy};

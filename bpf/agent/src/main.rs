@@ -14,8 +14,8 @@ use clap::Subcommand;
 use clap::ValueEnum;
 use seine_agent::CNI_SOCKET;
 use seine_agent::Config;
+use seine_agent::LAST_KNOWN_FILE;
 use seine_agent::Listeners;
-use seine_agent::NAMESPACES_FILE;
 use seine_agent::NodeProxy;
 use seine_agent::check;
 use seine_agent::cluster::uninstall::Agents;
@@ -119,6 +119,9 @@ struct Run {
     /// Seconds between two comparisons with what is really attached.
     #[arg(long, env = "SEINE_RECONCILE_SECONDS", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
     reconcile_seconds: u64,
+    /// Seconds between two connections of the agent's own that must be caught.
+    #[arg(long, env = "SEINE_CANARY_SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..))]
+    canary_seconds: u64,
     /// Seconds that a pod's start waits for its object to appear.
     #[arg(long, env = "SEINE_POD_WAIT_SECONDS", default_value = "5")]
     pod_wait_seconds: u64,
@@ -189,7 +192,7 @@ struct Chain {
 }
 
 impl Chain {
-    fn settings(self, run_dir: &Path) -> Option<ChainSettings> {
+    fn settings(self, run_dir: &Path, state_dir: &Path) -> Option<ChainSettings> {
         let mut always_start_namespaces = self.always_start;
         if !always_start_namespaces.contains(&self.own_namespace) {
             always_start_namespaces.push(self.own_namespace);
@@ -200,7 +203,7 @@ impl Chain {
             conf_dir: self.cni_conf_dir?,
             entry: PluginEntry {
                 agent_socket: run_dir.join(CNI_SOCKET),
-                state_file: run_dir.join(NAMESPACES_FILE),
+                state_file: state_dir.join(LAST_KNOWN_FILE),
                 always_start_namespaces,
                 timeout_seconds: self.cni_timeout_seconds,
             },
@@ -267,7 +270,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => report(args),
         Command::Uninstall(args) => {
             let _telemetry = telemetry(&cli.log_level, cli.log_format, String::new())?;
-            if let Some(chain) = args.chain.settings(Path::new("/")) {
+            if let Some(chain) = args.chain.settings(Path::new("/"), &args.state_dir) {
                 cni_chain::remove(&chain)?;
             }
             seine_agent::uninstall(redirect(args.places, None), &args.state_dir)?;
@@ -364,7 +367,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
             (None, None) => NodeProxy::AnyProcess,
         },
         cni_cgroup: args.cni_cgroup,
-        chain: args.chain.settings(&args.run_dir),
+        chain: args.chain.settings(&args.run_dir, &args.state_dir),
         run_dir: args.run_dir,
         state_dir: args.state_dir,
         admin_address: args.admin_address,
@@ -378,6 +381,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
             Older::Leave => OlderConnections::Leave,
         },
         reconcile_every: Duration::from_secs(args.reconcile_seconds),
+        canary_every: Duration::from_secs(args.canary_seconds),
         pod_wait: Duration::from_secs(args.pod_wait_seconds),
         enrolment: EnrolmentSettings {
             istio_alias: args.istio_alias,

@@ -16,7 +16,7 @@ pub struct Label {
 /// All of them; cloning shares.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
-    /// Pods by state.
+    /// Pods by state, and `unclaimed`: enrolled by an earlier agent, and not found yet.
     pub pods: Family<Label, Gauge>,
     /// What was done to pods: `enrol`, `update`, `release`, and `failure`.
     pub changes: Family<Label, Counter>,

@@ -15,6 +15,10 @@ use serde::Serialize;
 
 use crate::plan::Plan;
 
+/// Version of [`Record`]: raised when a field changes its meaning. A field that a record lacks has its
+/// default, and one that this agent doesn't know is passed over.
+pub const VERSION: u32 = 1;
+
 /// One pod as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,6 +44,9 @@ pub struct Record {
     /// Since when it is enrolled, in seconds since 1970; an agent that restarts changes nothing in it.
     #[serde(default)]
     pub enrolled_since: Option<u64>,
+    /// [`VERSION`] of the agent that wrote it.
+    #[serde(default = "first_version")]
+    pub version: u32,
     /// The boot in which this was written.
     pub boot: String,
 }
@@ -71,8 +78,8 @@ impl Registry {
         &self.boot
     }
 
-    /// All records of this boot. Those of earlier boots, and what can't be read, are removed, with
-    /// a line in the log for the latter.
+    /// All records of this boot. Those of earlier boots, and what can't be understood, are removed, with
+    /// a line in the log for the latter: the pod itself is still in the kernel's map.
     ///
     /// # Errors
     ///
@@ -82,8 +89,12 @@ impl Registry {
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
             match fs::read_to_string(&path).map(|text| serde_json::from_str::<Record>(&text)) {
-                Ok(Ok(record)) if record.boot == self.boot => records.push(record),
-                Ok(Ok(_)) => fs::remove_file(&path)?,
+                Ok(Ok(record)) if record.boot != self.boot => fs::remove_file(&path)?,
+                Ok(Ok(record)) if record.version > VERSION => {
+                    tracing::warn!(path = %path.display(), "a pod's record is of a newer agent");
+                    fs::remove_file(&path)?;
+                }
+                Ok(Ok(record)) => records.push(record),
                 Ok(Err(error)) => {
                     tracing::warn!(path = %path.display(), %error, "a pod's record is damaged");
                     fs::remove_file(&path)?;
@@ -125,6 +136,10 @@ impl Registry {
     }
 }
 
+fn first_version() -> u32 {
+    1
+}
+
 /// May this be a pod's UID? It becomes a file's name.
 pub fn is_uid(uid: &str) -> bool {
     (1..=128).contains(&uid.len())
@@ -150,6 +165,7 @@ mod tests {
             host_interfaces: vec!["veth0".into()],
             plan: Some(Plan::default()),
             enrolled_since: Some(1_700_000_000),
+            version: VERSION,
             boot: boot.into(),
         }
     }
@@ -161,6 +177,9 @@ mod tests {
         let own = record("u1", registry.boot());
         registry.save(&own).unwrap();
         registry.save(&record("u2", "another boot")).unwrap();
+        let mut newer = record("u4", registry.boot());
+        newer.version = VERSION + 1;
+        registry.save(&newer).unwrap();
         fs::write(folder.path().join("pods/u3.json"), "{half").unwrap();
         assert_eq!(registry.load().unwrap(), [own]);
         assert_eq!(fs::read_dir(folder.path().join("pods")).unwrap().count(), 1);

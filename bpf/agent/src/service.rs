@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use crate::Agent;
 use crate::CNI_SOCKET;
 use crate::Config;
+use crate::LAST_KNOWN_FILE;
 use crate::LISTENERS_SOCKET;
-use crate::NAMESPACES_FILE;
 use crate::Redirector;
 use crate::StartError;
 use crate::StateLock;
@@ -237,14 +237,14 @@ async fn leave(
         }
         tokio::time::sleep(RETRY).await;
     }
-    for name in [
-        ZTUNNEL_SOCKET,
-        LISTENERS_SOCKET,
-        CNI_SOCKET,
-        NAMESPACES_FILE,
-    ] {
-        // What is left of them in a folder that goes with the node does no harm.
-        let _ = std::fs::remove_file(config.run_dir.join(name));
+    let sockets = [ZTUNNEL_SOCKET, LISTENERS_SOCKET, CNI_SOCKET];
+    let files = sockets.map(|name| config.run_dir.join(name));
+    for path in files
+        .into_iter()
+        .chain([config.state_dir.join(LAST_KNOWN_FILE)])
+    {
+        // Nobody looks at what is left of them: the plugin is out of the chain.
+        let _ = std::fs::remove_file(path);
     }
     let pod = AgentPod {
         node: config.node.clone(),

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod node;
 
 use std::fs;
@@ -185,8 +186,10 @@ async fn a_restarted_agent_takes_the_listeners_from_the_living_proxy_and_makes_n
 
     agent.stop().await;
     drop((source, again, outbound));
-    node.connect("127.0.0.1:15001")
-        .expect_err("both are gone: refused, never past the mesh");
+    eventually("both are gone: refused, never past the mesh", || {
+        node.connect("127.0.0.1:15001").is_err()
+    })
+    .await;
     let (agent, _source) = node.agent().await;
     eventually("new listeners", || node.connect("127.0.0.1:15001").is_ok()).await;
     agent.stop().await;

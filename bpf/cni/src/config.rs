@@ -25,7 +25,7 @@ pub(crate) const DEFAULT_VERSION: &str = "1.1.0";
 pub struct PluginEntry {
     /// The agent's `cni.sock`.
     pub agent_socket: PathBuf,
-    /// Where the agent keeps the last known answer for each namespace.
+    /// Where the agent keeps the last known answers, for which it need not run.
     pub state_file: PathBuf,
     /// Namespaces whose pods start whatever happens: the mesh's own and system-critical ones.
     pub always_start_namespaces: Vec<String>,
@@ -62,7 +62,7 @@ pub(crate) struct Config {
     /// The agent's `cni.sock`.
     #[serde(default = "default_socket")]
     pub(crate) agent_socket: PathBuf,
-    /// Where the agent keeps the last known answer for each namespace.
+    /// Where the agent keeps the last known answers, for which it need not run.
     #[serde(default = "default_state_file")]
     pub(crate) state_file: PathBuf,
     /// Namespaces whose pods start whatever happens: the mesh's own and system-critical ones.
@@ -91,7 +91,7 @@ fn default_socket() -> PathBuf {
 }
 
 fn default_state_file() -> PathBuf {
-    "/run/seine/namespaces.json".into()
+    "/var/lib/seine/agent/last-known.json".into()
 }
 
 fn default_always_start() -> Vec<String> {

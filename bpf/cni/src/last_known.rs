@@ -2,8 +2,10 @@
 //! agent is away.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::io::Write;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -21,9 +23,14 @@ pub enum NamespaceState {
 
 /// The content of the state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LastKnown {
     /// By namespace. One that is not here was made after the agent went away.
     pub namespaces: BTreeMap<String, NamespaceState>,
+    /// UIDs of the node's pods that stay out, though their namespaces are opted in: they start without
+    /// the agent, too, when the node restarts or their sandboxes are made anew.
+    #[serde(default)]
+    pub pods_not_opted_in: BTreeSet<String>,
 }
 
 impl LastKnown {
@@ -38,7 +45,8 @@ impl LastKnown {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Replaces the state file in one step, so that a reader sees the old or the new one whole.
+    /// Replaces the state file in one step, so that a reader sees the old or the new one whole, also
+    /// after a crash of the node.
     ///
     /// # Errors
     ///
@@ -46,7 +54,9 @@ impl LastKnown {
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".new");
-        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
         fs::rename(&temporary, path)
     }
 }
@@ -58,7 +68,7 @@ mod tests {
     #[test]
     fn what_is_written_reads_back_and_a_broken_file_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("namespaces.json");
+        let path = folder.path().join("last-known.json");
         assert!(LastKnown::read(&path).is_err());
         let mut state = LastKnown::default();
         state

@@ -154,7 +154,7 @@ fn add(
     let (pod, netns) = attachment(environment, config)?;
     let previous = config.previous()?.to_string();
     let name = format!("pod {}/{}", pod.namespace, pod.name);
-    let namespace = pod.namespace.clone();
+    let (namespace, uid) = (pod.namespace.clone(), pod.uid.clone());
     let client = Client::new(&config.agent_socket, config.timeout());
     let failure = match client.call(&Request::Add(pod), Some(netns.as_fd())) {
         Ok(Response::Enrolled | Response::Done) => return Ok(previous),
@@ -167,10 +167,10 @@ fn add(
             format!("{name} can't be enrolled in the mesh: {reason}"),
             "the seine-agent of this node has the details in its log and at /status",
         ),
-        Err(error) => match without_agent(&config.state_file, &namespace) {
+        Err(error) => match without_agent(&config.state_file, &namespace, uid.as_deref()) {
             Ok(()) => {
                 note(format!(
-                    "{name} starts without the agent, since its namespace is not opted in: {error}"
+                    "{name} starts without the agent, since it is not opted in: {error}"
                 ));
                 return Ok(previous);
             }
@@ -191,10 +191,13 @@ fn add(
     Err(failure)
 }
 
-/// May a pod of this namespace start while the agent is away? `Err` says why it has to wait.
-fn without_agent(state_file: &Path, namespace: &str) -> Result<(), String> {
+/// May this pod start while the agent is away? `Err` says why it has to wait.
+fn without_agent(state_file: &Path, namespace: &str, uid: Option<&str>) -> Result<(), String> {
     let known = LastKnown::read(state_file)
         .map_err(|error| format!("what it last knew, {}: {error}", state_file.display()))?;
+    if uid.is_some_and(|uid| known.pods_not_opted_in.contains(uid)) {
+        return Ok(());
+    }
     match known.namespaces.get(namespace) {
         Some(NamespaceState::NotOptedIn) => Ok(()),
         Some(NamespaceState::OptedIn) => Err(format!("namespace {namespace} is opted in")),
@@ -211,7 +214,7 @@ fn check(
 ) -> Result<(), CniError> {
     let (pod, netns) = attachment(environment, config)?;
     let name = format!("pod {}/{}", pod.namespace, pod.name);
-    let namespace = pod.namespace.clone();
+    let (namespace, uid) = (pod.namespace.clone(), pod.uid.clone());
     match Client::new(&config.agent_socket, config.timeout())
         .call(&Request::Check(pod), Some(netns.as_fd()))
     {
@@ -223,7 +226,7 @@ fn check(
         Ok(_) => Ok(()),
         Err(error)
             if config.always_starts(&namespace)
-                || without_agent(&config.state_file, &namespace).is_ok() =>
+                || without_agent(&config.state_file, &namespace, uid.as_deref()).is_ok() =>
         {
             note(format!("{name} was not checked: {error}"));
             Ok(())
@@ -320,10 +323,11 @@ mod tests {
     }
 
     #[test]
-    fn without_the_agent_only_namespaces_known_not_to_be_opted_in_start() {
+    fn without_the_agent_only_what_is_known_not_to_be_opted_in_starts() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("n.json");
-        assert!(without_agent(&file, "plain").is_err());
+        let without_agent = |namespace, uid| without_agent(&file, namespace, uid);
+        assert!(without_agent("plain", None).is_err());
         let mut known = LastKnown::default();
         known
             .namespaces
@@ -331,17 +335,16 @@ mod tests {
         known
             .namespaces
             .insert("shop".into(), NamespaceState::OptedIn);
+        known.pods_not_opted_in.insert("u-out".into());
         known.write(&file).unwrap();
-        assert_eq!(without_agent(&file, "plain"), Ok(()));
+        assert_eq!(without_agent("plain", None), Ok(()));
+        assert_eq!(without_agent("shop", Some("u-out")), Ok(()));
+        assert!(without_agent("shop", Some("u-other")).is_err());
         assert!(
-            without_agent(&file, "shop")
+            without_agent("shop", None)
                 .unwrap_err()
                 .contains("opted in")
         );
-        assert!(
-            without_agent(&file, "new")
-                .unwrap_err()
-                .contains("not seen")
-        );
+        assert!(without_agent("new", None).unwrap_err().contains("not seen"));
     }
 }

@@ -52,7 +52,7 @@ const POD: [(&str, &str); 5] = [
 fn config(folder: &Path, previous: &Value) -> Vec<u8> {
     json!({
         "cniVersion": "1.1.0", "name": "k8s", "type": "seine-cni",
-        "agentSocket": folder.join("cni.sock"), "stateFile": folder.join("namespaces.json"),
+        "agentSocket": folder.join("cni.sock"), "stateFile": folder.join("last-known.json"),
         "alwaysStartNamespaces": ["seine-system"], "timeoutSeconds": 1, "prevResult": previous,
     })
     .to_string()
@@ -118,7 +118,7 @@ fn with_the_agent_away_an_opted_in_pod_waits_and_others_start_with_their_result_
     known
         .namespaces
         .insert("plain".into(), NamespaceState::NotOptedIn);
-    known.write(&folder.path().join("namespaces.json")).unwrap();
+    known.write(&folder.path().join("last-known.json")).unwrap();
     let error = error_of(&plugin(&POD, &input));
     assert_eq!(error["code"], 11, "{error}");
     assert!(

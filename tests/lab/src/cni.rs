@@ -34,13 +34,13 @@ impl Cni {
 
     async fn call(&self, command: &str, pod: &PodView, netns: &Path) -> Result<()> {
         let desired = &pod.desired;
-        let run = self.layout.node(pod.node).join("run");
+        let node = self.layout.node(pod.node);
         let configuration = json!({
             "cniVersion": "1.1.0",
             "name": "seine-lab",
             "type": "seine-cni",
-            "agentSocket": run.join("cni.sock"),
-            "stateFile": run.join("namespaces.json"),
+            "agentSocket": node.join("run/cni.sock"),
+            "stateFile": node.join("agent/last-known.json"),
             "prevResult": previous_result(pod, netns),
         });
         let mut child = Command::new(&self.plugin)

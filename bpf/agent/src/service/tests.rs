@@ -157,6 +157,7 @@ impl Node {
             listeners: Listeners::Agent,
             older_connections: OlderConnections::Leave,
             reconcile_every: Duration::from_millis(100),
+            canary_every: Duration::from_secs(60),
             pod_wait: Duration::from_millis(100),
             chain: Some(ChainSettings {
                 program: path("seine-cni"),

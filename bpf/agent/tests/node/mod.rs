@@ -3,17 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message;
@@ -46,12 +50,15 @@ use seine_proto::zds::WorkloadResponse;
 use seine_proto::zds::ZdsHello;
 use seine_proto::zds::workload_request::Payload;
 use seine_proto::zds::workload_response;
+use serde_json::Value;
 use serde_json::json;
 use tokio::sync::MutexGuard;
 use tokio::time::timeout;
 
 /// The tests move this process from one cgroup to another.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// What the stand-in for the kernel finds in each pod.
+pub(crate) const OLDER_CONNECTIONS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) async fn take_turn() -> MutexGuard<'static, ()> {
@@ -62,6 +69,12 @@ pub(crate) async fn take_turn() -> MutexGuard<'static, ()> {
 #[derive(Default)]
 struct Kernel {
     pods: Mutex<BTreeMap<u64, PodSettings>>,
+    /// No connection is caught.
+    broken: AtomicBool,
+    /// The links can't be compared.
+    unreadable: AtomicBool,
+    /// The pods' inbound links are gone.
+    unsteered: AtomicBool,
 }
 
 impl Redirector for Kernel {
@@ -72,11 +85,15 @@ impl Redirector for Kernel {
             .lock()
             .unwrap()
             .insert(netns.cookie(), pod.settings.clone());
+        let older_found = OLDER_CONNECTIONS;
         Ok(Enrolment {
             cookie: netns.cookie(),
             netns_inode: 0,
-            older_found: 0,
-            older_reset: 0,
+            older_found,
+            older_reset: match pod.older_connections {
+                OlderConnections::Leave => 0,
+                OlderConnections::Reset => older_found,
+            },
         })
     }
 
@@ -100,17 +117,25 @@ impl Redirector for Kernel {
                 ipv4: settings.ipv4,
                 ipv6: settings.ipv6,
                 dns: settings.dns,
-                steered: true,
+                steered: !self.unsteered.load(Ordering::SeqCst),
                 guarded_ifindexes: settings.host_ifindexes.clone(),
             })
             .collect())
     }
 
     fn reconcile(&self) -> Result<Repairs, RedirectError> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Err(RedirectError::Invalid(
+                "the links are not to be read".into(),
+            ));
+        }
         Ok(Repairs::default())
     }
 
     fn canary(&self) -> Result<(), RedirectError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(RedirectError::Canary("it went past".into()));
+        }
         Ok(())
     }
 
@@ -198,10 +223,17 @@ impl Node {
     /// Labels the namespace.
     pub(crate) fn opt_in(&self, enabled: bool) {
         let label = if enabled { "enabled" } else { "disabled" };
+        self.objects(
+            label,
+            json!({"name": "web", "namespace": "shop", "uid": "u-1"}),
+        );
+    }
+
+    /// Makes the namespace and the pod what the label and the metadata say.
+    pub(crate) fn objects(&self, label: &str, metadata: Value) {
         let objects = json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": "shop", "labels": {"seine.dev/mesh": label}}});
-        let pod = json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "web", "namespace": "shop", "uid": "u-1"},
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata,
             "spec": {"serviceAccountName": "web", "nodeName": "node1", "containers": [
                 {"name": "app", "livenessProbe": {"httpGet": {"port": 8080}}}]}});
         let hidden = self.path("objects/.new");
@@ -242,6 +274,7 @@ impl Node {
             listeners: seine_agent::Listeners::Agent,
             older_connections: OlderConnections::Leave,
             reconcile_every: Duration::from_millis(200),
+            canary_every: Duration::from_millis(200),
             pod_wait: Duration::from_millis(300),
             chain: None,
             enrolment: EnrolmentSettings::default(),
@@ -257,11 +290,24 @@ impl Node {
 
     /// Runs the real plugin.
     pub(crate) async fn cni(&self, command: &str, pod: &str, uid: &str) -> Output {
+        self.cni_with(command, pod, uid, &[]).await
+    }
+
+    /// Runs the real plugin with namespaces whose pods always start.
+    pub(crate) async fn cni_with(
+        &self,
+        command: &str,
+        pod: &str,
+        uid: &str,
+        always_start: &[&str],
+    ) -> Output {
         let netns = format!("/run/netns/{}", self.netns);
         let arguments = format!("K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod};K8S_POD_UID={uid}");
         let input = json!({"cniVersion": "1.1.0", "name": "k8s", "type": "seine-cni",
-            "agentSocket": self.path("run/cni.sock"), "stateFile": self.path("run/namespaces.json"),
-            "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.5/24"}]}});
+            "agentSocket": self.path("run/cni.sock"), "stateFile": self.path("state/last-known.json"), "timeoutSeconds": 1,
+            "alwaysStartNamespaces": always_start,
+            "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.9.0.5/24"}]},
+            "cni.dev/valid-attachments": [{"containerID": pod, "ifname": "eth0"}]});
         let command = command.to_owned();
         tokio::task::spawn_blocking(move || {
             let mut child = Command::new(plugin())
@@ -323,6 +369,38 @@ impl Node {
         format!("{}x", self.veth)
     }
 
+    /// Starts a process of the pod, in its namespace and in a cgroup as the kubelet makes it.
+    pub(crate) fn run_in_pod(&self, uid: &str) -> Process {
+        let cgroup = self.cgroup.join(format!("pods/pod{uid}"));
+        fs::create_dir_all(&cgroup).unwrap();
+        let process = Command::new("ip")
+            .args(["netns", "exec", &self.netns, "sleep", "600"])
+            .spawn()
+            .unwrap();
+        fs::write(cgroup.join("cgroup.procs"), process.id().to_string()).unwrap();
+        Process { process, cgroup }
+    }
+
+    /// The redirection goes wrong, or right again.
+    pub(crate) fn set_broken(&self, broken: bool) {
+        self.kernel.broken.store(broken, Ordering::SeqCst);
+    }
+
+    /// What is attached can't be told, or can again.
+    pub(crate) fn set_unreadable(&self, unreadable: bool) {
+        self.kernel.unreadable.store(unreadable, Ordering::SeqCst);
+    }
+
+    /// The pods lose their inbound links.
+    pub(crate) fn lose_links(&self) {
+        self.kernel.unsteered.store(true, Ordering::SeqCst);
+    }
+
+    /// The kernel forgets the pods, as it does when their namespaces end.
+    pub(crate) fn namespaces_end(&self) {
+        self.kernel.pods.lock().unwrap().clear();
+    }
+
     /// The rules of the pod, as iproute2 prints them.
     pub(crate) fn rules(&self) -> String {
         let output = Command::new("ip")
@@ -352,6 +430,33 @@ impl Drop for Node {
             let _ = fs::remove_dir(self.cgroup.join(name));
         }
     }
+}
+
+/// A process of a pod; it and its cgroup go when it is dropped.
+pub(crate) struct Process {
+    process: Child,
+    cgroup: PathBuf,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir(&self.cgroup);
+    }
+}
+
+/// One of the agent's pages, with its status line.
+pub(crate) fn page(agent: &Agent, path: &str) -> String {
+    let mut stream = TcpStream::connect(agent.admin_address()).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 fn move_to(cgroup: &Path) {
