@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     client::{PATIENCE, ask, ask_with, query, read, word},
     process::Process,
-    world::{APP, NODE4, OUTSIDE4, OUTSIDE6, POD4, POD6, SERVER, world},
+    world::{APP, NODE4, OUTSIDE4, OUTSIDE6, POD4, POD6, SERVER, World, world},
 };
 
 #[test]
@@ -220,6 +220,37 @@ fn dns_queries_by_udp_go_to_the_proxy_and_answers_seem_to_come_from_the_resolver
             world.in_pod(|| query(resolver, true)).split(' ').next(),
             Some("proxied")
         );
+    });
+}
+
+#[test]
+fn dns_queries_by_tcp_go_to_the_proxys_dns_listener_where_the_pod_asks_for_it() {
+    world(|world| {
+        let mut settings = world.settings();
+        settings.dns = DnsCapture::UdpAndTcp;
+        let (cookie, _proxy) = world.meshed_with(&settings);
+        let v4 = SocketAddr::from((OUTSIDE4, 53));
+        let v6 = SocketAddr::from((OUTSIDE6, 53));
+        let ask_all = |world: &World| [v4, v6].map(|resolver| world.in_pod(|| ask(resolver)));
+        let dns = [
+            "query caught to 10.9.2.2:53",
+            "query caught to [fd09:2::2]:53",
+        ];
+        assert_eq!(ask_all(world), dns);
+        let mapped = SocketAddr::from((OUTSIDE4.to_ipv6_mapped(), 53));
+        assert_eq!(world.in_pod(|| ask(mapped)), dns[0]);
+        // Another port is no query.
+        assert_eq!(
+            world.in_pod(|| ask((OUTSIDE4, SERVER))),
+            "caught to 10.9.2.2:7000"
+        );
+        // Uncaught, it is a connection like any other: never past the proxy.
+        let plain = ["caught to 10.9.2.2:53", "caught to [fd09:2::2]:53"];
+        for capture in [DnsCapture::Udp, DnsCapture::Off] {
+            settings.dns = capture;
+            world.redirect().update(cookie, &settings).unwrap();
+            assert_eq!(ask_all(world), plain, "{capture:?}");
+        }
     });
 }
 

@@ -58,13 +58,15 @@ pub(crate) struct Listeners {
 }
 
 /// In which order [`Listeners::sockets`] come: (is it a stream, port, IPv6).
-const SOCKETS: [(bool, u16, bool); 6] = [
+const SOCKETS: [(bool, u16, bool); 8] = [
     (true, 15001, false),
     (true, 15001, true),
     (true, 15006, false),
     (true, 15006, true),
     (false, 15053, false),
     (false, 15053, true),
+    (true, 15053, false),
+    (true, 15053, true),
 ];
 
 /// Runs a test in a world of its own, on a thread whose netns is the node. One at a time: a process
@@ -222,7 +224,8 @@ impl World {
                     // SAFETY: inherited by the fork and used by this thread alone.
                     let socket: Socket = unsafe { std::os::fd::FromRawFd::from_raw_fd(number) };
                     std::thread::spawn(move || match (stream, port) {
-                        (true, 15001) => outbound(&socket, *ipv6),
+                        (true, 15001) => outbound(&socket, *ipv6, "caught"),
+                        (true, 15053) => outbound(&socket, *ipv6, "query caught"),
                         (true, _) => answer(&TcpListener::from(socket), "inbound"),
                         (false, _) => resolve(socket),
                     })
@@ -373,7 +376,7 @@ fn answer(listener: &TcpListener, name: &str) {
 }
 
 /// Answers caught connections with the destination that they had.
-fn outbound(listener: &Socket, ipv6: bool) {
+fn outbound(listener: &Socket, ipv6: bool, word: &str) {
     loop {
         let (mut stream, _) = listener.accept().unwrap();
         let original = if ipv6 {
@@ -382,7 +385,7 @@ fn outbound(listener: &Socket, ipv6: bool) {
             stream.original_dst_v4()
         };
         let text = match original {
-            Ok(address) => format!("caught to {}", address.as_socket().unwrap()),
+            Ok(address) => format!("{word} to {}", address.as_socket().unwrap()),
             Err(error) => format!("no original destination: {error}"),
         };
         let _ = stream.write_all(text.as_bytes());
