@@ -273,9 +273,93 @@ mod user {
 
 #[cfg(test)]
 mod tests {
-    use core::mem::size_of;
+    use core::mem::{offset_of, size_of};
 
     use super::*;
+
+    /// What is pinned on nodes has this layout as long as the version is this one: who changes the
+    /// one changes the other. (The maps' kinds and sizes: `bpf/agent/tests/redirect/lifecycle.rs`.)
+    #[test]
+    fn the_layout_is_that_of_this_schema_version() {
+        assert_eq!(SCHEMA, 1);
+        assert_eq!(
+            [offset_of!(Meta, schema), offset_of!(Meta, reserved)],
+            [0, 4]
+        );
+        assert_eq!(
+            [
+                offset_of!(Enrolled, ipv4),
+                offset_of!(Enrolled, ipv6),
+                offset_of!(Enrolled, flags),
+                offset_of!(Enrolled, netns_inode),
+            ],
+            [0, 16, 32, 36]
+        );
+        assert_eq!(
+            [
+                offset_of!(Tuple, cookie),
+                offset_of!(Tuple, local),
+                offset_of!(Tuple, remote),
+                offset_of!(Tuple, local_port),
+                offset_of!(Tuple, remote_port),
+                offset_of!(Tuple, reserved),
+            ],
+            [0, 8, 24, 40, 42, 44]
+        );
+        assert_eq!(
+            [
+                offset_of!(Original, address),
+                offset_of!(Original, port),
+                offset_of!(Original, roles),
+            ],
+            [0, 16, 18]
+        );
+        assert_eq!(
+            [
+                offset_of!(PortKey, cookie),
+                offset_of!(PortKey, port),
+                offset_of!(PortKey, kind),
+                offset_of!(PortKey, reserved),
+            ],
+            [0, 8, 10, 12]
+        );
+        assert_eq!(
+            [
+                offset_of!(ListenerKey, cookie),
+                offset_of!(ListenerKey, family),
+                offset_of!(ListenerKey, reserved),
+            ],
+            [0, 8, 12]
+        );
+        assert_eq!(
+            [
+                offset_of!(ProxyCgroup, id),
+                offset_of!(ProxyCgroup, level),
+                offset_of!(ProxyCgroup, reserved),
+            ],
+            [0, 8, 12]
+        );
+        assert_eq!(size_of::<Proxies>(), PROXY_SLOTS * size_of::<ProxyCgroup>());
+        assert_eq!(
+            cidr_data(0x0102_0304_0506_0708, 9, &[10, 11, 12, 13]),
+            [0x0102_0304, 0x0506_0708, 9, 10, 11, 12, 13]
+        );
+        // Meanings too.
+        assert_eq!([flags::DNS_UDP, flags::DNS_TCP], [1, 2]);
+        assert_eq!(
+            [roles::CAUGHT, roles::ACCEPTED, roles::DNS, roles::PROXY],
+            [1, 2, 4, 8]
+        );
+        assert_eq!(
+            [
+                port_kinds::EXCLUDED_OUT,
+                port_kinds::EXCLUDED_IN,
+                port_kinds::PROBED,
+            ],
+            [1, 2, 3]
+        );
+        assert_eq!([directions::OUT, directions::IN], [1, 2]);
+    }
 
     #[test]
     fn no_structure_has_padding() {

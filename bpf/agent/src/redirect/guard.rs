@@ -14,7 +14,7 @@ use nix::net::if_;
 
 use super::{
     RedirectError, Result,
-    links::{self, Done, Wanted},
+    links::{self, Done, Journal, Wanted},
     object::{GUARD, Loaded, Pins},
     sys::{self, AttachType},
 };
@@ -47,6 +47,7 @@ impl Guard {
         pins: &Pins,
         cookie: u64,
         ifindex: u32,
+        journal: &mut Journal,
     ) -> Result<Done> {
         loaded
             .guarded
@@ -61,7 +62,7 @@ impl Guard {
                 target_id: u64::from(ifindex),
                 flags: sys::BEFORE,
             };
-            match links::ensure(&wanted) {
+            match links::ensure(&wanted, journal) {
                 Err(error) if error.errno() == Some(libc::EINVAL) => {
                     self.tcx.store(false, Ordering::Relaxed);
                 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -51,8 +51,60 @@ impl fmt::Display for Done {
     }
 }
 
+/// What a take-over did to links, so that it can be undone: the programs of one agent work together, and
+/// a node with some of each is none that anybody has tested.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// The link and the program that it ran.
+    updated: Vec<(PathBuf, OwnedFd)>,
+    made: Vec<PathBuf>,
+}
+
+impl Journal {
+    /// Updates a link and remembers how it was.
+    pub(super) fn update(
+        &mut self,
+        pin: &Path,
+        link: BorrowedFd<'_>,
+        info: LinkInfo,
+        program: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let failed = |call| {
+            let name = pin.display().to_string();
+            move |error: io::Error| RedirectError::call(call, name, error)
+        };
+        let before =
+            sys::program_by_id(info.program_id).map_err(failed("BPF_PROG_GET_FD_BY_ID"))?;
+        sys::link_update(link, program).map_err(failed("BPF_LINK_UPDATE"))?;
+        self.updated.push((pin.to_owned(), before));
+        Ok(())
+    }
+
+    /// Gives every link its program back, and removes those that were not there. Where no link ran
+    /// another program, what was made stays: it is of the same agent as the rest.
+    pub(super) fn undo(self) {
+        if self.updated.is_empty() {
+            return;
+        }
+        for pin in self.made.into_iter().rev() {
+            if let Err(error) = remove(&pin) {
+                tracing::error!(%error, "undo a take-over");
+            }
+        }
+        for (pin, program) in self.updated.into_iter().rev() {
+            let undone = sys::pinned(&pin).and_then(|link| match link {
+                Some(link) => sys::link_update(link.as_fd(), program.as_fd()),
+                None => Ok(()),
+            });
+            if let Err(error) = undone {
+                tracing::error!(pin = %pin.display(), %error, "undo a take-over");
+            }
+        }
+    }
+}
+
 /// Makes a pinned link be as wanted.
-pub(super) fn ensure(wanted: &Wanted<'_>) -> Result<Done> {
+pub(super) fn ensure(wanted: &Wanted<'_>, journal: &mut Journal) -> Result<Done> {
     let name = wanted.pin.display().to_string();
     let failed = |call| {
         let name = name.clone();
@@ -60,6 +112,7 @@ pub(super) fn ensure(wanted: &Wanted<'_>) -> Result<Done> {
     };
     let Some(link) = sys::pinned(&wanted.pin).map_err(failed("BPF_OBJ_GET"))? else {
         make(wanted, &wanted.pin)?;
+        journal.made.push(wanted.pin.clone());
         return Ok(Done::Made);
     };
     let info = sys::link_info(link.as_fd()).map_err(failed("BPF_OBJ_GET_INFO_BY_FD"))?;
@@ -75,7 +128,7 @@ pub(super) fn ensure(wanted: &Wanted<'_>) -> Result<Done> {
     if info.program_id == program {
         return Ok(Done::Nothing);
     }
-    sys::link_update(link.as_fd(), wanted.program).map_err(failed("BPF_LINK_UPDATE"))?;
+    journal.update(&wanted.pin, link.as_fd(), info, wanted.program)?;
     Ok(Done::Updated)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the eBPF programs, their links and maps, pinned below one folder of a bpffs so that they
 //! outlive the agent. What always holds: a pinned link runs either the old or the new program,
-//! never both and never none; a pod that is enrolled stays so until [`Redirect::release`],
+//! never both and never none; after a take-over that failed all run the old ones; a pod that is enrolled stays so until [`Redirect::release`],
 //! [`Redirect::uninstall`], or the end of its netns; the agent's own netns is never enrolled.
 //!
 //! All methods block for short system calls (a program load takes some milliseconds), take `&self`
@@ -36,7 +36,7 @@ pub use netns::netns_cookie;
 pub use seine_bpf_common::{Counter, DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
 
 use guard::Guard;
-use links::Done;
+use links::{Done, Journal};
 use node::Node;
 use object::{Loaded, Pins};
 
@@ -59,7 +59,8 @@ impl Redirect {
     ///
     /// # Errors
     ///
-    /// [`RedirectError::Schema`] if the pinned maps have another layout; then nothing was touched.
+    /// [`RedirectError::Schema`] or [`RedirectError::ForeignMap`] if the pinned maps have another layout; then
+    /// nothing was touched. On any later error the links run again what they ran before.
     /// [`RedirectError::Cgroup`] if a configured cgroup is of no use.
     pub fn load(config: RedirectConfig) -> Result<Self> {
         let host_cookies = netns::host_cookies()?;
@@ -68,10 +69,24 @@ impl Redirect {
         let mut loaded = Loaded::load(&pins)?;
         node.set_proxies(&mut loaded, &config.ztunnel_cgroups)?;
         let guard = Guard::new();
-        for (name, done) in node.attach(&loaded, &pins)? {
+        let mut journal = Journal::default();
+        let taken = node
+            .attach(&loaded, &pins, &mut journal)
+            .and_then(|attached| {
+                let repairs = pods::reconcile(&mut loaded, &pins, &guard, true, &mut journal)?;
+                Ok((attached, repairs))
+            });
+        let (attached, repairs) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                journal.undo();
+                return Err(error);
+            }
+        };
+        let removed = node.remove_unwanted(&loaded, &pins)?;
+        for (name, done) in attached.into_iter().chain(removed) {
             tracing::debug!(program = name, "{done}");
         }
-        let repairs = pods::reconcile(&mut loaded, &pins, &guard, true)?;
         for repaired in &repairs.repaired {
             tracing::info!("{repaired}");
         }
@@ -89,12 +104,15 @@ impl Redirect {
     pub fn reconcile(&self) -> Result<Repairs> {
         let mut loaded = self.loaded.lock();
         let mut repairs = Repairs::default();
-        for (name, done) in self.node.attach(&loaded, &self.pins)? {
+        let mut journal = Journal::default();
+        let mut attached = self.node.attach(&loaded, &self.pins, &mut journal)?;
+        attached.extend(self.node.remove_unwanted(&loaded, &self.pins)?);
+        for (name, done) in attached {
             if done != Done::Nothing {
                 repairs.repaired.push(format!("program {name} {done}"));
             }
         }
-        let pods = pods::reconcile(&mut loaded, &self.pins, &self.guard, false)?;
+        let pods = pods::reconcile(&mut loaded, &self.pins, &self.guard, false, &mut journal)?;
         repairs.repaired.extend(pods.repaired);
         repairs.vanished = pods.vanished;
         Ok(repairs)

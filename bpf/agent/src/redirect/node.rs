@@ -3,7 +3,7 @@
 use super::{
     Attachment, RedirectConfig, RedirectError, Result,
     cgroup::Cgroup,
-    links::{self, Done, Wanted},
+    links::{self, Done, Journal, Wanted},
     object::{Loaded, Pins},
     sys::{self, AttachType},
 };
@@ -61,14 +61,30 @@ impl Node {
         &self.pods.path
     }
 
-    /// Makes every attachment right, and removes those that nobody wants any more: of a kubelet that
-    /// is not configured now, of an agent of another version. Says what had to be done.
-    pub(super) fn attach(&self, loaded: &Loaded, pins: &Pins) -> Result<Vec<(String, Done)>> {
+    /// Makes every attachment right, and says what had to be done.
+    pub(super) fn attach(
+        &self,
+        loaded: &Loaded,
+        pins: &Pins,
+        journal: &mut Journal,
+    ) -> Result<Vec<(String, Done)>> {
         let wanted = self.wanted(loaded, pins)?;
         let mut done = Vec::new();
         for (name, link) in &wanted {
-            done.push(((*name).to_owned(), links::ensure(link)?));
+            done.push(((*name).to_owned(), links::ensure(link, journal)?));
         }
+        Ok(done)
+    }
+
+    /// Removes attachments that nobody wants any more: of a kubelet that is not configured now, of an agent of
+    /// another version.
+    pub(super) fn remove_unwanted(
+        &self,
+        loaded: &Loaded,
+        pins: &Pins,
+    ) -> Result<Vec<(String, Done)>> {
+        let wanted = self.wanted(loaded, pins)?;
+        let mut done = Vec::new();
         for entry in std::fs::read_dir(pins.link(""))
             .into_iter()
             .flatten()

@@ -7,10 +7,14 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SockHash},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, SockHash,
+    },
     programs::Program,
 };
-use seine_bpf_common::{CidrData, Enrolled, ListenerKey, Meta, PortKey, Proxies, SCHEMA};
+use seine_bpf_common::{
+    CidrData, Enrolled, ListenerKey, Meta, Original, PortKey, Proxies, SCHEMA, SocketState, Tuple,
+};
 
 use super::{RedirectError, Result};
 
@@ -19,20 +23,56 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../seine-bpf.o");
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// Every map of the object, pinned under its name.
-const MAPS: &[&str] = &[
-    "META",
-    "COUNTERS",
-    "ENROLLED",
-    "PROXIES",
-    "PORTS",
-    "CIDRS",
-    "ORIGINALS",
-    "PROXY_DIALS",
-    "PROBES",
-    "GUARDED",
-    "LISTENERS",
-    "SOCKETS",
+/// Every map of the object, pinned under its name: its kind, and sizes of key and value.
+const MAPS: [(&str, MapType, usize, usize); 12] = [
+    ("META", MapType::Array, size_of::<u32>(), size_of::<Meta>()),
+    (
+        "COUNTERS",
+        MapType::PerCpuArray,
+        size_of::<u32>(),
+        size_of::<u64>(),
+    ),
+    (
+        "ENROLLED",
+        MapType::Hash,
+        size_of::<u64>(),
+        size_of::<Enrolled>(),
+    ),
+    (
+        "PROXIES",
+        MapType::Array,
+        size_of::<u32>(),
+        size_of::<Proxies>(),
+    ),
+    ("PORTS", MapType::Hash, size_of::<PortKey>(), 1),
+    // The key begins with the length of its prefix.
+    (
+        "CIDRS",
+        MapType::LpmTrie,
+        size_of::<u32>() + size_of::<CidrData>(),
+        1,
+    ),
+    (
+        "ORIGINALS",
+        MapType::LruHash,
+        size_of::<Tuple>(),
+        size_of::<Original>(),
+    ),
+    ("PROXY_DIALS", MapType::Hash, size_of::<Tuple>(), 1),
+    ("PROBES", MapType::LruHash, size_of::<Tuple>(), 1),
+    ("GUARDED", MapType::Hash, size_of::<u32>(), size_of::<u64>()),
+    (
+        "LISTENERS",
+        MapType::SockHash,
+        size_of::<ListenerKey>(),
+        size_of::<u32>(),
+    ),
+    (
+        "SOCKETS",
+        MapType::SkStorage,
+        size_of::<u32>(),
+        size_of::<SocketState>(),
+    ),
 ];
 
 /// The program of each pod's netns, loaded once for each.
@@ -121,6 +161,7 @@ impl Loaded {
     /// before anything is touched.
     pub(super) fn load(pins: &Pins) -> Result<Self> {
         check_schema(pins)?;
+        check_shapes(pins)?;
         let mut loader = loader(pins);
         let mut programs = loader
             .load(OBJECT)
@@ -135,12 +176,7 @@ impl Loaded {
             0,
         )
         .map_err(|error| RedirectError::program("writing map META", error))?;
-        for (name, program) in programs.programs_mut() {
-            if name != STEER {
-                load_program(name, program)?;
-            }
-        }
-        Ok(Self {
+        let mut loaded = Self {
             enrolled: take(&mut programs, pins, "ENROLLED")?,
             proxies: take(&mut programs, pins, "PROXIES")?,
             ports: take(&mut programs, pins, "PORTS")?,
@@ -150,7 +186,13 @@ impl Loaded {
             counters: take(&mut programs, pins, "COUNTERS")?,
             programs,
             loader,
-        })
+        };
+        for (name, program) in loaded.programs.programs_mut() {
+            if name != STEER {
+                load_program(name, program)?;
+            }
+        }
+        Ok(loaded)
     }
 
     /// Loads the program of one pod's netns, over the same maps.
@@ -198,7 +240,7 @@ fn loader(pins: &Pins) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     // The kernel's own types, which it has parsed by now, are megabytes and of no use here.
     loader.btf(None);
-    for name in MAPS {
+    for (name, ..) in MAPS {
         loader.map_pin_path(name, pins.map(name));
     }
     loader
@@ -246,7 +288,30 @@ fn check_schema(pins: &Pins) -> Result<()> {
     Ok(())
 }
 
-/// Takes a map out of the object, with its types checked against the kernel's.
+/// Refuses pinned maps of the right schema and another shape: programs would write past their values, or
+/// the verifier would say so in its own words.
+fn check_shapes(pins: &Pins) -> Result<()> {
+    for (name, kind, key, value) in MAPS {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let shape = |info: MapInfo| {
+            let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+            Ok((info.map_type()?, key, value))
+        };
+        let found = MapInfo::from_pin(&path).and_then(shape);
+        let detail = match found {
+            Ok(found) if found == (kind, key, value) => continue,
+            Ok((kind, key, value)) => format!("{kind:?}, key {key} bytes, value {value} bytes"),
+            Err(error) => error.to_string(),
+        };
+        return Err(RedirectError::ForeignMap { path, detail });
+    }
+    Ok(())
+}
+
+/// Takes a map out of the object.
 fn take<M: TryFrom<Map, Error = MapError>>(
     programs: &mut Ebpf,
     pins: &Pins,

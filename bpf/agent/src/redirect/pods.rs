@@ -13,7 +13,7 @@ use seine_bpf_common::ListenerKey;
 use super::{
     EnrolledPod, InboundListeners, PodSettings, RedirectError, Repairs, Result,
     guard::Guard,
-    links::{self, Done, Wanted},
+    links::{self, Done, Journal, Wanted},
     netns::Identity,
     object::{GUARD, Loaded, Pins},
     settings,
@@ -37,14 +37,15 @@ pub(super) fn enrol(
     settings::write(loaded, cookie, settings)?;
     set_listeners(loaded, cookie, inbound)?;
     let program = loaded.load_steer(cookie)?;
-    links::ensure(&Wanted {
+    let steer = Wanted {
         pin: pins.steer(cookie),
         program: program.as_fd(),
         attach_type: AttachType::SkLookup,
         target: netns.as_raw_fd() as u32,
         target_id: u64::from(identity.inode),
         flags: 0,
-    })?;
+    };
+    links::ensure(&steer, &mut Journal::default())?;
     set_guards(loaded, pins, guard, cookie, &settings.host_ifindexes)?;
     loaded
         .enrolled
@@ -112,7 +113,7 @@ fn set_guards(
         }
     }
     for ifindex in wanted {
-        guard.attach(loaded, pins, cookie, *ifindex)?;
+        guard.attach(loaded, pins, cookie, *ifindex, &mut Journal::default())?;
     }
     Ok(())
 }
@@ -200,6 +201,7 @@ pub(super) fn reconcile(
     pins: &Pins,
     guard: &Guard,
     reload: bool,
+    journal: &mut Journal,
 ) -> Result<Repairs> {
     let mut repairs = Repairs::default();
     for cookie in half_enrolled(loaded, pins)? {
@@ -216,7 +218,7 @@ pub(super) fn reconcile(
                 repairs.vanished.push(cookie);
                 continue;
             }
-            Some(_) if reload => update_steer(loaded, pins, cookie)?,
+            Some(_) if reload => update_steer(loaded, pins, cookie, journal)?,
             Some(_) => {}
             // Its netns is not known here: it stays caught, and its owner enrols it again.
             None => repairs.repaired.push(format!(
@@ -231,7 +233,7 @@ pub(super) fn reconcile(
                 ));
                 continue;
             }
-            let done = guard.attach(loaded, pins, cookie, ifindex)?;
+            let done = guard.attach(loaded, pins, cookie, ifindex, journal)?;
             if done != Done::Nothing && guard.by_tcx() {
                 repairs.repaired.push(format!(
                     "the guard at interface {ifindex} of pod {cookie} {done}"
@@ -254,7 +256,12 @@ fn half_enrolled(loaded: &Loaded, pins: &Pins) -> Result<Vec<u64>> {
         .collect())
 }
 
-fn update_steer(loaded: &mut Loaded, pins: &Pins, cookie: u64) -> Result<()> {
+fn update_steer(
+    loaded: &mut Loaded,
+    pins: &Pins,
+    cookie: u64,
+    journal: &mut Journal,
+) -> Result<()> {
     let pin = pins.steer(cookie);
     let failed = |call| {
         let name = pin.display().to_string();
@@ -264,5 +271,6 @@ fn update_steer(loaded: &mut Loaded, pins: &Pins, cookie: u64) -> Result<()> {
         return Ok(());
     };
     let program = loaded.load_steer(cookie)?;
-    sys::link_update(link.as_fd(), program.as_fd()).map_err(failed("BPF_LINK_UPDATE"))
+    let info = sys::link_info(link.as_fd()).map_err(failed("BPF_OBJ_GET_INFO_BY_FD"))?;
+    journal.update(&pin, link.as_fd(), info, program.as_fd())
 }

@@ -15,6 +15,7 @@ use std::{
 
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
+const PROG_GET_FD_BY_ID: i32 = 13;
 const OBJ_GET_INFO_BY_FD: i32 = 15;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
@@ -200,6 +201,22 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 /// The id of a loaded program.
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info(program)?[1])
+}
+
+/// A program that is loaded.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct ByIdAttr {
+        id: u32,
+        next: u32,
+        flags: u32,
+    }
+    let mut attributes = ByIdAttr {
+        id,
+        next: 0,
+        flags: 0,
+    };
+    call(PROG_GET_FD_BY_ID, &mut attributes).map(owned)
 }
 
 /// The type of the file system that a path is on.

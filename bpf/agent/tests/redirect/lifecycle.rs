@@ -1,6 +1,7 @@
 //! Agents that come and go, pods that come and go, and what is repaired.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::Write as _,
     net::{SocketAddr, TcpStream},
@@ -111,6 +112,93 @@ fn maps_of_another_schema_are_refused_untouched() {
         assert_eq!(world.in_pod(|| ask((OUTSIDE4, SERVER))), CAUGHT);
         map.set(0, [seine_bpf_common::SCHEMA, 0, 0, 0], 0).unwrap();
         world.load();
+    });
+}
+
+#[test]
+fn a_map_of_another_shape_is_refused() {
+    world(|world| {
+        let (_, _proxy) = world.meshed();
+        world.redirect = None;
+        let maps = world.bpffs.join("seine/maps");
+        fs::rename(maps.join("ENROLLED"), maps.join("kept")).unwrap();
+        fs::hard_link(maps.join("PORTS"), maps.join("ENROLLED")).unwrap();
+        let error = Redirect::load(world.config()).unwrap_err();
+        assert!(
+            matches!(&error, RedirectError::ForeignMap { path, .. } if path.ends_with("ENROLLED")),
+            "{error}"
+        );
+        assert_eq!(world.in_pod(|| ask((OUTSIDE4, SERVER))), CAUGHT);
+        fs::rename(maps.join("kept"), maps.join("ENROLLED")).unwrap();
+        world.load();
+    });
+}
+
+#[test]
+fn a_take_over_that_fails_half_way_leaves_every_link_with_the_old_program() {
+    world(|world| {
+        let (cookie, _proxy) = world.meshed();
+        let links = world.bpffs.join("seine/links");
+        let steer = world.bpffs.join(format!("seine/pods/{cookie:016x}/steer"));
+        // The last link of the node, and one of a pod, which comes after all of those.
+        for broken in [links.join("catch_connect6"), steer] {
+            let running = |world: &World| {
+                let status = world.redirect().status().unwrap();
+                let programs = status
+                    .attachments
+                    .iter()
+                    .map(|a| (a.program.clone(), a.program_id));
+                programs.collect::<Vec<_>>()
+            };
+            let before = running(world);
+            let kept = world.bpffs.join("kept");
+            fs::rename(&broken, &kept).unwrap();
+            // Not to be opened as a link.
+            fs::create_dir(&broken).unwrap();
+            let error = Redirect::load(world.config()).unwrap_err();
+            assert_eq!(error.errno(), Some(libc::EACCES), "{error}");
+            fs::remove_dir(&broken).unwrap();
+            fs::rename(&kept, &broken).unwrap();
+            assert_eq!(running(world), before);
+            assert_eq!(world.in_pod(|| ask((OUTSIDE4, SERVER))), CAUGHT);
+            world.load();
+            assert_ne!(running(world), before, "its twin, with nothing in the way");
+        }
+    });
+}
+
+/// Maps outlive agents: one whose map has changed here needs another schema version, under which this list
+/// is then kept too.
+#[test]
+fn the_maps_are_those_of_this_schema_version() {
+    assert_eq!(
+        seine_bpf_common::SCHEMA,
+        1,
+        "a new version has a list of its own beside this one"
+    );
+    let expected = include_str!("maps-of-schema-1.txt");
+    world(move |world| {
+        let mut found = String::new();
+        let mut entries: Vec<_> = fs::read_dir(world.bpffs.join("seine/maps"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        entries.sort();
+        for path in entries {
+            let info = aya::maps::MapInfo::from_pin(&path).unwrap();
+            writeln!(
+                found,
+                "{} {:?} key {} value {} entries {} flags {:#x}",
+                path.file_name().unwrap().to_str().unwrap(),
+                info.map_type().unwrap(),
+                info.key_size(),
+                info.value_size(),
+                info.max_entries(),
+                info.map_flags(),
+            )
+            .unwrap();
+        }
+        assert_eq!(found, expected, "raise SCHEMA");
     });
 }
 
