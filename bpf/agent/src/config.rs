@@ -8,6 +8,7 @@ use seine_objects::EnrolmentSettings;
 
 use crate::cni_chain::ChainSettings;
 use crate::redirect::OlderConnections;
+use crate::redirect::Udp;
 
 /// Who makes the pods' listening sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// What happens to connections that are older than the enrolment.
     pub older_connections: OlderConnections,
+    /// What happens to UDP of pods that say nothing of it.
+    pub udp: Udp,
     /// How often the agent compares with what is really attached.
     pub reconcile_every: Duration,
     /// How often a connection is made that must be caught, though all seems to be as it should.

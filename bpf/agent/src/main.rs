@@ -23,6 +23,7 @@ use seine_agent::cni_chain;
 use seine_agent::cni_chain::ChainSettings;
 use seine_agent::redirect::OlderConnections;
 use seine_agent::redirect::RedirectConfig;
+use seine_agent::redirect::Udp;
 use seine_agent::service;
 use seine_cni::PluginEntry;
 use seine_kubernetes::Scope;
@@ -116,6 +117,10 @@ struct Run {
     /// TCP connections that a pod has when it is enrolled.
     #[arg(long, env = "SEINE_OLDER_CONNECTIONS", default_value = "leave")]
     older_connections: Older,
+    /// UDP that leaves a pod, but for DNS and what its annotations exclude; annotation seine.dev/udp
+    /// of a pod overrules it.
+    #[arg(long, env = "SEINE_UDP", default_value = "pass")]
+    udp: UdpOfPods,
     /// Seconds between two comparisons with what is really attached.
     #[arg(long, env = "SEINE_RECONCILE_SECONDS", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
     reconcile_seconds: u64,
@@ -225,6 +230,14 @@ enum Older {
     Reset,
     /// Leave them as they are, in plaintext, until they end.
     Leave,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum UdpOfPods {
+    /// It passes untouched.
+    Pass,
+    /// It is dropped.
+    Drop,
 }
 
 #[derive(Args)]
@@ -379,6 +392,10 @@ async fn run(args: Run) -> anyhow::Result<()> {
         older_connections: match args.older_connections {
             Older::Reset => OlderConnections::Reset,
             Older::Leave => OlderConnections::Leave,
+        },
+        udp: match args.udp {
+            UdpOfPods::Pass => Udp::Pass,
+            UdpOfPods::Drop => Udp::Drop,
         },
         reconcile_every: Duration::from_secs(args.reconcile_seconds),
         canary_every: Duration::from_secs(args.canary_seconds),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
+use crate::redirect::Udp;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::api::core::v1::LifecycleHandler;
@@ -29,6 +30,9 @@ pub const EXCLUDE_OUTBOUND_CIDRS: &str = "seine.dev/exclude-outbound-cidrs";
 /// `false`: the pod's DNS queries are left alone.
 pub const DNS_CAPTURE: &str = "seine.dev/dns-capture";
 
+/// `drop`: UDP that leaves the pod is dropped, but for DNS and what is excluded; `pass`: it passes.
+pub const UDP: &str = "seine.dev/udp";
+
 /// How a pod is redirected; kept on disk, so that an agent that restarts while the pod's object is
 /// already gone goes on as before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +53,9 @@ pub struct Plan {
     pub probed_ports: BTreeSet<u16>,
     /// Whether DNS queries are caught.
     pub dns: bool,
+    /// What happens to other datagrams, where the pod says so itself.
+    #[serde(default)]
+    pub udp: Option<Udp>,
 }
 
 /// What should happen to a pod.
@@ -112,6 +119,15 @@ fn plan(pod: &Pod) -> (Plan, Vec<String>) {
             true
         }
     };
+    let udp = annotations.get(UDP).and_then(|text| {
+        let parsed = text.parse();
+        if parsed.is_err() {
+            warnings.push(format!(
+                "annotation {UDP}: {text:?} is neither pass nor drop"
+            ));
+        }
+        parsed.ok()
+    });
     let plan = Plan {
         service_account: pods::service_account(pod).to_owned(),
         excluded_outbound_ports: list(annotations, EXCLUDE_OUTBOUND_PORTS, &mut warnings),
@@ -120,6 +136,7 @@ fn plan(pod: &Pod) -> (Plan, Vec<String>) {
         excluded_inbound_networks: list(annotations, EXCLUDE_INBOUND_CIDRS, &mut warnings),
         probed_ports: probed_ports(pod, &mut warnings),
         dns,
+        udp,
     };
     (plan, warnings)
 }
@@ -249,7 +266,7 @@ mod tests {
             r#"{"seine.dev/exclude-outbound-ports": "5432, 6379,",
                 "seine.dev/exclude-outbound-cidrs": "10.0.0.0/8,fd00::/8",
                 "seine.dev/exclude-inbound-ports": "9090",
-                "seine.dev/exclude-inbound-cidrs": "10.2.0.0/16, fd02::/16", "seine.dev/dns-capture": "false"}"#,
+                "seine.dev/exclude-inbound-cidrs": "10.2.0.0/16, fd02::/16", "seine.dev/dns-capture": "false", "seine.dev/udp": "drop"}"#,
             r#"{"serviceAccountName": "web", "containers": [
                 {"name": "app", "ports": [{"name": "http", "containerPort": 8080}],
                  "livenessProbe": {"httpGet": {"port": "http"}},
@@ -269,12 +286,13 @@ mod tests {
         assert_eq!(plan.excluded_inbound_networks, clients.into());
         assert_eq!(plan.probed_ports, [8080, 8081, 8082, 8083].into());
         assert!(!plan.dns);
+        assert_eq!(plan.udp, Some(Udp::Drop));
     }
 
     #[test]
     fn what_is_wrong_in_an_annotation_is_told_and_the_rest_holds() {
         let set = objects(
-            r#"{"seine.dev/exclude-outbound-ports": "x,443,70000", "seine.dev/dns-capture": "no"}"#,
+            r#"{"seine.dev/exclude-outbound-ports": "x,443,70000", "seine.dev/dns-capture": "no", "seine.dev/udp": "no"}"#,
             r#"{"containers": [{"name": "app", "livenessProbe": {"httpGet": {"port": "nope"}}}]}"#,
         );
         let (Desired::Enrolled(plan), warnings) = decide(&set, "u1") else {
@@ -282,7 +300,8 @@ mod tests {
         };
         assert_eq!(plan.excluded_outbound_ports, [443].into());
         assert!(plan.dns);
-        assert_eq!(warnings.len(), 4, "{warnings:?}");
+        assert_eq!(plan.udp, None);
+        assert_eq!(warnings.len(), 5, "{warnings:?}");
     }
 
     #[test]

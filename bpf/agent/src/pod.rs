@@ -32,6 +32,7 @@ use crate::redirect::OlderConnections;
 use crate::redirect::PodNetns;
 use crate::redirect::PodSettings;
 use crate::redirect::RedirectError;
+use crate::redirect::Udp;
 use crate::redirector::Redirector;
 use crate::registry::Record;
 use crate::registry::Registry;
@@ -175,7 +176,12 @@ impl Pod {
             self.watched = Some(tools.watcher.watch(&self.record.uid, &self.netns)?);
         }
         if let (Some(applied), Some(_)) = (&self.applied, &self.listeners) {
-            let settings = settings(plan, &self.record.ips, self.interfaces.host_ends.clone());
+            let settings = settings(
+                plan,
+                &self.record.ips,
+                self.interfaces.host_ends.clone(),
+                tools.config.udp,
+            );
             if settings != *applied {
                 tools.redirector.update(self.netns.cookie(), &settings)?;
                 self.applied = Some(settings);
@@ -194,7 +200,12 @@ impl Pod {
             }));
         }
         self.look_at_interfaces()?;
-        let settings = settings(plan, &self.record.ips, self.interfaces.host_ends.clone());
+        let settings = settings(
+            plan,
+            &self.record.ips,
+            self.interfaces.host_ends.clone(),
+            tools.config.udp,
+        );
         let held = self
             .listeners
             .as_deref()
@@ -395,7 +406,7 @@ fn leads_to(record: &Record, netns: &Netns) -> bool {
     }
 }
 
-fn settings(plan: &Plan, ips: &[IpAddr], host_ifindexes: BTreeSet<u32>) -> PodSettings {
+fn settings(plan: &Plan, ips: &[IpAddr], host_ifindexes: BTreeSet<u32>, udp: Udp) -> PodSettings {
     PodSettings {
         ipv4: ips.iter().find_map(|ip| match ip {
             IpAddr::V4(ip) => Some(*ip),
@@ -416,5 +427,6 @@ fn settings(plan: &Plan, ips: &[IpAddr], host_ifindexes: BTreeSet<u32>) -> PodSe
         } else {
             DnsCapture::Off
         },
+        udp: plan.udp.unwrap_or(udp),
     }
 }

@@ -61,4 +61,6 @@ counters! {
     GuardPassedProxy = "guard_passed_proxy",
     /// The guard: connection attempts passed by an excluded port or network.
     GuardPassedExcluded = "guard_passed_excluded",
+    /// The guard: UDP of a pod whose setting drops it.
+    GuardDroppedUdp = "guard_dropped_udp",
 }

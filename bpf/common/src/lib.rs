@@ -109,6 +109,9 @@ pub mod flags {
     pub const DNS_UDP: u32 = 1;
     /// DNS queries by TCP go to the proxy's DNS listener instead of its outbound one.
     pub const DNS_TCP: u32 = 2;
+    /// UDP but DNS is dropped where it leaves the pod. (Not set, as by agents that don't know it: it
+    /// passes, so that this bit needed no new schema.)
+    pub const DROP_UDP: u32 = 4;
 }
 
 /// Key of the tuple maps: a connection as the socket that made it sees it.
@@ -345,7 +348,7 @@ mod tests {
             [0x0102_0304, 0x0506_0708, 9, 10, 11, 12, 13]
         );
         // Meanings too.
-        assert_eq!([flags::DNS_UDP, flags::DNS_TCP], [1, 2]);
+        assert_eq!([flags::DNS_UDP, flags::DNS_TCP, flags::DROP_UDP], [1, 2, 4]);
         assert_eq!(
             [roles::CAUGHT, roles::ACCEPTED, roles::DNS, roles::PROXY],
             [1, 2, 4, 8]

@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 pub use error::RedirectError;
 pub use model::{
     Attachment, Counters, DnsCapture, EnrolledPod, Enrolment, InboundListeners, OlderConnections,
-    PodNetns, PodSettings, RedirectConfig, Repairs, Status,
+    PodNetns, PodSettings, RedirectConfig, Repairs, Status, Udp,
 };
 pub use netns::netns_cookie;
 pub use seine_bpf_common::{Counter, DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use seine_bpf_common::Counter;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Where the programs attach and where they are pinned. Cgroup paths are absolute paths below the
 /// cgroup v2 mount, as the host sees it.
@@ -61,6 +61,31 @@ pub struct PodSettings {
     pub probed_ports: BTreeSet<u16>,
     /// Which DNS queries go to the proxy's DNS listener on 15053.
     pub dns: DnsCapture,
+    /// What happens to other datagrams that leave the pod.
+    pub udp: Udp,
+}
+
+/// What happens to UDP that leaves a pod, but for DNS and what is excluded. The proxy carries none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Udp {
+    /// It passes untouched.
+    #[default]
+    Pass,
+    /// It is dropped at the host's end of the pod's veth.
+    Drop,
+}
+
+impl std::str::FromStr for Udp {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "pass" => Ok(Self::Pass),
+            "drop" => Ok(Self::Drop),
+            _ => Err(()),
+        }
+    }
 }
 
 /// Which DNS queries of a pod are caught. Queries by TCP that are not caught here are caught as any

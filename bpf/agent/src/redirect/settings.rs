@@ -9,7 +9,7 @@ use seine_bpf_common::{
     mapped, port_kinds,
 };
 
-use super::{DnsCapture, PodSettings, RedirectError, Result, netns::Identity, object::Loaded};
+use super::{DnsCapture, PodSettings, RedirectError, Result, Udp, netns::Identity, object::Loaded};
 
 /// Makes ports and networks of a pod be what its settings say.
 pub(super) fn write(loaded: &mut Loaded, cookie: u64, settings: &PodSettings) -> Result<()> {
@@ -34,6 +34,9 @@ pub(super) fn enrolled(identity: Identity, settings: &PodSettings) -> Enrolled {
             DnsCapture::Off => 0,
             DnsCapture::Udp => flags::DNS_UDP,
             DnsCapture::UdpAndTcp => flags::DNS_UDP | flags::DNS_TCP,
+        } | match settings.udp {
+            Udp::Pass => 0,
+            Udp::Drop => flags::DROP_UDP,
         },
         netns_inode: identity.inode,
     }

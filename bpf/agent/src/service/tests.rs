@@ -26,6 +26,7 @@ use crate::redirect::PodNetns;
 use crate::redirect::PodSettings;
 use crate::redirect::Repairs;
 use crate::redirect::Status;
+use crate::redirect::Udp;
 
 const SET: &str = "/apis/apps/v1/namespaces/seine-system/daemonsets/seine-agent";
 const AGENT: &str = "/api/v1/namespaces/seine-system/pods/seine-agent-1";
@@ -156,6 +157,7 @@ impl Node {
             metrics_address: None,
             listeners: Listeners::Agent,
             older_connections: OlderConnections::Leave,
+            udp: Udp::Pass,
             reconcile_every: Duration::from_millis(100),
             canary_every: Duration::from_secs(60),
             pod_wait: Duration::from_millis(100),

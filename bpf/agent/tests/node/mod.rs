@@ -36,6 +36,7 @@ use seine_agent::redirect::PodSettings;
 use seine_agent::redirect::RedirectError;
 use seine_agent::redirect::Repairs;
 use seine_agent::redirect::Status;
+use seine_agent::redirect::Udp;
 use seine_agent::seqpacket::Connection;
 use seine_objects::DirectoryOptions;
 use seine_objects::DirectorySource;
@@ -273,6 +274,7 @@ impl Node {
             metrics_address: None,
             listeners: seine_agent::Listeners::Agent,
             older_connections: OlderConnections::Leave,
+            udp: Udp::Pass,
             reconcile_every: Duration::from_millis(200),
             canary_every: Duration::from_millis(200),
             pod_wait: Duration::from_millis(300),

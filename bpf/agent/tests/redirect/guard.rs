@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use seine_agent::redirect::Counter;
+use seine_agent::redirect::{Counter, Udp};
 
 use crate::{
     client::ask,
@@ -192,6 +192,83 @@ fn a_fragment_that_hides_tcp_behind_options_is_dropped() {
         packet6(&[(FRAGMENT, 8)], UDP, &datagram(4000, SERVER, TWIN)),
         Counter::GuardDroppedFragment,
     );
+}
+
+/// A pair of which both pass, until the pod's UDP is dropped.
+fn only_the_twin_passes_where_udp_is_dropped(judged: Vec<u8>, twin: Vec<u8>, reason: Counter) {
+    world(move |world| {
+        let gateway = world.node.within(|| hardware_address("pod0"));
+        let send = |packet: &[u8]| send_frame("eth0", gateway, packet);
+        let cookie = guarded(world);
+        assert_eq!(
+            contest(world, send, &judged, &twin),
+            [JUDGED, TWIN],
+            "without the setting"
+        );
+        let mut settings = world.settings();
+        settings.excluded_outbound_ports.insert(EXCLUDED);
+        settings.udp = Udp::Drop;
+        world.redirect().update(cookie, &settings).unwrap();
+        assert_eq!(contest(world, send, &judged, &twin), [TWIN]);
+        assert!(world.count(reason) > 0);
+    });
+}
+
+#[test]
+fn udp_is_dropped_where_the_setting_says_so_but_for_excluded_ports() {
+    only_the_twin_passes_where_udp_is_dropped(
+        packet4(UDP, 0, 0, &datagram(4000, SERVER, JUDGED)),
+        packet4(UDP, 0, 0, &datagram(4000, EXCLUDED, TWIN)),
+        Counter::GuardDroppedUdp,
+    );
+    only_the_twin_passes_where_udp_is_dropped(
+        packet6(
+            &[(DESTINATION_OPTIONS, 0)],
+            UDP,
+            &datagram(4000, SERVER, JUDGED),
+        ),
+        packet6(
+            &[(DESTINATION_OPTIONS, 0)],
+            UDP,
+            &datagram(4000, EXCLUDED, TWIN),
+        ),
+        Counter::GuardDroppedUdp,
+    );
+}
+
+#[test]
+fn dns_and_other_protocols_pass_where_udp_is_dropped() {
+    const SCTP: u8 = 132;
+    only_the_twin_passes_where_udp_is_dropped(
+        packet4(UDP, 0, 0, &datagram(4000, SERVER, JUDGED)),
+        packet4(UDP, 0, 0, &datagram(4000, 53, TWIN)),
+        Counter::GuardDroppedUdp,
+    );
+    only_the_twin_passes_where_udp_is_dropped(
+        packet4(UDP, 0, 0, &datagram(4000, SERVER, JUDGED)),
+        packet4(SCTP, 0, 0, &datagram(4000, SERVER, TWIN)),
+        Counter::GuardDroppedUdp,
+    );
+}
+
+#[test]
+fn fragments_of_udp_are_dropped_with_it() {
+    only_the_twin_passes_where_udp_is_dropped(
+        packet4(UDP, 1, 0, &datagram(4000, EXCLUDED, JUDGED)),
+        packet4(UDP, 0, 0, &datagram(4000, EXCLUDED, TWIN)),
+        Counter::GuardDroppedFragment,
+    );
+    for fragment in [1, 8] {
+        only_the_twin_passes_where_udp_is_dropped(
+            packet6(
+                &[(FRAGMENT, fragment)],
+                UDP,
+                &datagram(4000, EXCLUDED, &format!("{JUDGED}   ")),
+            ),
+            packet6(&[], UDP, &datagram(4000, EXCLUDED, TWIN)),
+            Counter::GuardDroppedFragment,
+        );
+    }
 }
 
 #[test]
