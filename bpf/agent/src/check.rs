@@ -1,19 +1,26 @@
 //! What a node needs: found or missing, and what to do.
 //!
 //! Every question is asked of the kernel itself where that is possible: programs are loaded, and
-//! attached to the pods' cgroup for a moment; they let everything pass.
+//! attached for a moment, to the pods' cgroup or in a namespace of their own; they let everything pass.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
 
+use nix::sys::socket::AddressFamily;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockProtocol;
+use nix::sys::socket::SockType;
+use nix::sys::socket::socket;
 use nix::sys::statfs::FsType;
 use nix::sys::statfs::statfs;
 use serde::Serialize;
 
 use crate::door;
+use crate::redirect;
 
 mod programs;
 
@@ -139,6 +146,8 @@ pub fn check(places: &Places) -> Report {
     findings.push(bpffs(&places.bpffs));
     findings.push(capabilities());
     findings.push(fwmark_accept());
+    findings.push(netns_cookie());
+    findings.push(sock_diag());
     findings.extend(programs::check(&places.pods_cgroup));
     findings.push(kubelet(places.kubelet_cgroup.as_deref()));
     Report { findings }
@@ -232,13 +241,55 @@ fn bpffs(path: &Path) -> Finding {
         .ancestors()
         .find(|path| path.exists())
         .unwrap_or(Path::new("/"));
-    let good = statfs(nearest).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
+    if !statfs(nearest).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return Finding::new(
+            "bpffs",
+            Verdict::Missing,
+            format!("{} is on none", path.display()),
+            "mount -t bpf bpf /sys/fs/bpf, and mount it into the agent's container with propagation",
+        );
+    }
+    let probe = nearest.join(format!("seine-check-{}", std::process::id()));
+    match fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)) {
+        Ok(()) => Finding::new("bpffs", Verdict::Ok, path.display().to_string(), ""),
+        Err(error) => Finding::new(
+            "bpffs",
+            Verdict::Missing,
+            format!("make a folder in {}: {error}", nearest.display()),
+            "mount it writable into the agent's container",
+        ),
+    }
+}
+
+fn netns_cookie() -> Finding {
+    let cookie = fs::File::open("/proc/self/ns/net")
+        .map_err(|error| error.to_string())
+        .and_then(|netns| redirect::netns_cookie(netns.as_fd()).map_err(|error| error.to_string()));
     Finding::judge(
-        "bpffs",
-        good,
-        path.display().to_string(),
-        "mount -t bpf bpf /sys/fs/bpf, and mount it into the agent's container with propagation",
+        "netns cookie",
+        cookie.is_ok(),
+        cookie.map_or_else(|error| error, |cookie| format!("{cookie} is the host's")),
+        "Linux 5.14 or newer, and CAP_SYS_ADMIN",
     )
+}
+
+fn sock_diag() -> Finding {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkSockDiag,
+    );
+    match socket {
+        Ok(_) => Finding::new("sock_diag", Verdict::Ok, "opens", ""),
+        Err(error) => Finding::new(
+            "sock_diag",
+            Verdict::Warning,
+            error.to_string(),
+            "a kernel with CONFIG_INET_DIAG and INET_DIAG_DESTROY, or connections older than an \
+             enrolment are neither counted nor reset",
+        ),
+    }
 }
 
 fn capabilities() -> Finding {

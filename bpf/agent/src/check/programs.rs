@@ -1,4 +1,5 @@
-//! Whether the kernel takes each kind of program, and lets it attach to the pods' cgroup.
+//! Whether the kernel takes each kind of program, and lets it attach: to the pods' cgroup, and in a network
+//! namespace that is made for it.
 
 use std::fs::File;
 use std::io;
@@ -8,6 +9,10 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::thread;
+
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
 
 use super::Finding;
 use super::Verdict;
@@ -15,12 +20,22 @@ use super::Verdict;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 
+const TCX_INGRESS: u32 = 46;
+/// The loopback interface is the first of every namespace.
+const LOOPBACK: u32 = 1;
+
 struct Kind {
     name: &'static str,
     program_type: u32,
     attach_type: u32,
-    /// Attached to a cgroup; else loaded only.
-    at_cgroup: bool,
+    at: At,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Cgroup,
+    Netns,
+    Interface,
 }
 
 /// Numbers of `enum bpf_prog_type` and `enum bpf_attach_type` of the kernel's `bpf.h`.
@@ -30,7 +45,7 @@ const KINDS: [Kind; 13] = {
             name,
             program_type,
             attach_type,
-            at_cgroup: true,
+            at: At::Cgroup,
         }
     }
     const SOCK: u32 = 9;
@@ -53,13 +68,13 @@ const KINDS: [Kind; 13] = {
             name: "sk_lookup",
             program_type: 30,
             attach_type: 36,
-            at_cgroup: false,
+            at: At::Netns,
         },
         Kind {
             name: "tc classifier",
             program_type: 3,
-            attach_type: 0,
-            at_cgroup: false,
+            attach_type: TCX_INGRESS,
+            at: At::Interface,
         },
     ]
 };
@@ -75,22 +90,48 @@ pub(super) fn check(pods_cgroup: &Path) -> Vec<Finding> {
                 format!("bpf(BPF_PROG_LOAD): {error}"),
                 "a kernel with CONFIG_CGROUP_BPF and CONFIG_NET_CLS_BPF, and the capabilities above",
             ),
-            Ok(_) if !kind.at_cgroup => Finding::new(kind.name, Verdict::Ok, "loads", ""),
-            Ok(program) => match &cgroup {
-                Ok(cgroup) => attach(kind, program.as_fd(), cgroup.as_fd()),
-                Err(_) => Finding::new(
+            Ok(program) => match (kind.at, &cgroup) {
+                (At::Cgroup, Ok(cgroup)) => {
+                    attach(kind, program.as_fd(), cgroup.as_raw_fd().cast_unsigned())
+                }
+                (At::Cgroup, Err(_)) => Finding::new(
                     kind.name,
                     Verdict::Warning,
                     "loads; no cgroup to attach it to",
                     "see the pods' cgroup above",
                 ),
+                (At::Netns | At::Interface, _) => attach_in_scratch_netns(kind, program.as_fd()),
             },
         })
         .collect()
 }
 
-/// Attaches and, by closing the link, detaches at once.
-fn attach(kind: &Kind, program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> Finding {
+/// The namespace ends with the thread that made it.
+fn attach_in_scratch_netns(kind: &Kind, program: BorrowedFd<'_>) -> Finding {
+    let work = || -> io::Result<Finding> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let netns = File::open("/proc/thread-self/ns/net")?;
+        let target = match kind.at {
+            At::Interface => LOOPBACK,
+            At::Cgroup | At::Netns => netns.as_raw_fd().cast_unsigned(),
+        };
+        Ok(attach(kind, program, target))
+    };
+    let found = thread::scope(|scope| scope.spawn(work).join());
+    let result = found.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")));
+    result.unwrap_or_else(|error| {
+        Finding::new(
+            kind.name,
+            Verdict::Missing,
+            format!("loads; make a network namespace to attach it in: {error}"),
+            "CAP_SYS_ADMIN",
+        )
+    })
+}
+
+/// Attaches and, by closing the link, detaches at once. The target is a descriptor's number or an
+/// interface's index.
+fn attach(kind: &Kind, program: BorrowedFd<'_>, target: u32) -> Finding {
     /// Head of `union bpf_attr` for BPF_LINK_CREATE.
     #[repr(C)]
     struct LinkCreate {
@@ -102,13 +143,17 @@ fn attach(kind: &Kind, program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> Findi
     }
     let attributes = LinkCreate {
         program: program.as_raw_fd().cast_unsigned(),
-        target: cgroup.as_raw_fd().cast_unsigned(),
+        target,
         attach_type: kind.attach_type,
         flags: 0,
         rest: [0; 6],
     };
     match bpf(BPF_LINK_CREATE, &attributes) {
         Ok(_link) => Finding::new(kind.name, Verdict::Ok, "loads and attaches", ""),
+        Err(error) if kind.at == At::Interface && error.raw_os_error() == Some(libc::EINVAL) => {
+            let found = "loads; no TCX before Linux 6.6: it is attached as a tc filter";
+            Finding::new(kind.name, Verdict::Ok, found, "")
+        }
         Err(error) => Finding::new(
             kind.name,
             Verdict::Missing,
@@ -151,7 +196,11 @@ fn load(kind: &Kind) -> io::Result<OwnedFd> {
         flags: 0,
         name: *b"seine_check\0\0\0\0\0",
         interface: 0,
-        expected_attach_type: kind.attach_type,
+        // What tc programs expect was not asked before TCX.
+        expected_attach_type: match kind.at {
+            At::Interface => 0,
+            At::Cgroup | At::Netns => kind.attach_type,
+        },
     };
     bpf(BPF_PROG_LOAD, &attributes)
 }
