@@ -51,7 +51,7 @@ images: packages-build ## Build the images as OCI layouts, with bills of materia
 images-twice: packages-build ## Build the images, build them again elsewhere, and compare the digests
 	@scripts/images.sh --twice
 
-bpf: ## Build the eBPF object and compare it with the committed one
+bpf: packages-build packages-bpf ## Build the eBPF object and compare it with the committed one
 	@bpf/build.sh --check
 
 ifneq ($(PROFILE),dev)
@@ -64,8 +64,12 @@ build: packages-build ## Build every program
 clean-lab: ## Remove whatever labs left on this machine
 	@scripts/clean-lab.sh
 
-.PHONY: machine
+.PHONY: machine rust
 machine:
 	@scripts/check-machine.sh
+rust:
+	@scripts/check-rust.sh
+# Whatever cargo builds needs both.
+packages-build: rust
 packages-%:
 	@scripts/packages.sh $*

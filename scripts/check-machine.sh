@@ -17,7 +17,6 @@ grep -qw bpf /proc/filesystems || problems+=("bpffs (CONFIG_BPF_SYSCALL)")
 if ! grep -qw overlay /proc/filesystems && ! modprobe overlay 2>/dev/null; then
     problems+=("overlayfs (modprobe overlay)")
 fi
-type -P cargo >/dev/null || problems+=("cargo: https://rustup.rs")
 
 if ((${#problems[@]} > 0)); then
     echo "This machine can't run a lab. It lacks:" >&2

@@ -2,6 +2,7 @@
 # Installs the Debian packages that a task needs and that are missing, and says which.
 #
 #   scripts/packages.sh build    what cargo needs besides Rust
+#   scripts/packages.sh bpf      what bpf/build.sh needs besides
 #   scripts/packages.sh lab      what the lab runs on
 #   scripts/packages.sh demo     what the demo's pods run
 #   scripts/packages.sh kernels  what boots other kernels
@@ -18,10 +19,11 @@ say() { printf '%s\n' "$*" >&2; }
 packages() {
     case $1 in
         build) echo gcc g++ libc6-dev ;;
+        bpf) echo python3 ;;
         lab) echo iproute2 nftables tcpdump procps ;;
         demo) echo nginx-light postgresql redis-server redis-tools python3 python3-psycopg2 \
             python3-redis curl iperf3 ;;
-        charts) echo python3 python3-venv ;;
+        charts) echo python3 python3-venv golang-go ;;
         test) echo prometheus ;;
         kubernetes) echo containerd runc containernetworking-plugins nftables iproute2 procps util-linux openssl curl \
             python3 binutils ;;
@@ -37,6 +39,8 @@ present() {
         # Any flavour of nginx will do.
         nginx-light) [[ -x /usr/sbin/nginx ]] ;;
         gcc) type -P cc gcc >/dev/null && return ;;
+        # Any version: scripts/go.sh gets the right one by it.
+        golang-go) type -P go >/dev/null && return ;;
         *) [[ $(dpkg-query --show --showformat '${db:Status-Status}' "$1" 2>/dev/null) == installed ]] ;;
     esac
 }

@@ -1,5 +1,7 @@
 //! The control plane's flags. Everything else is in the library.
 
+#![forbid(unsafe_code)]
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;

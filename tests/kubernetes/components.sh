@@ -66,7 +66,8 @@ for name; do
     found "$name" || wanted+=("$name")
 done
 if ((${#wanted[@]} > 0)); then
-    type -P go >/dev/null || { say "go 1.26 or newer is missing: it builds ${wanted[*]}"; exit 1; }
+    go=$(scripts/go.sh)
+    export PATH=$go:$PATH
     say "building ${wanted[*]} from Go modules: some minutes where Go has not built them before"
     for name in "${wanted[@]}"; do
         begun=$SECONDS

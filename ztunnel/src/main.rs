@@ -1,5 +1,7 @@
 //! The L4 node proxy: `seine-ztunnel --help`.
 
+#![forbid(unsafe_code)]
+
 use std::sync::Arc;
 
 use anyhow::Context;
