@@ -29,7 +29,7 @@ test-kubernetes: machine packages-lab packages-kubernetes packages-build ## Buil
 	@scripts/test-kubernetes.sh
 
 fuzz: packages-build ## Run each fuzz target for some seconds
-	@tests/fuzz/run.sh 10
+	@tests/fuzz/run.sh 6
 
 bench: machine packages-lab ## Measure beside direct TCP, and beside the node proxy that SEINE_BENCH_PEER names
 	@$(MAKE) --no-print-directory build PROFILE=release

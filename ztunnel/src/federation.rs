@@ -45,7 +45,9 @@ impl FromStr for FederatedBundle {
 }
 
 impl FederatedBundle {
-    fn parse(&self, pem: &[u8]) -> anyhow::Result<X509Bundle> {
+    /// The roots in a file's content.
+    #[doc(hidden)]
+    pub fn parse(&self, pem: &[u8]) -> anyhow::Result<X509Bundle> {
         let roots = CertificateDer::pem_slice_iter(pem)
             .collect::<Result<Vec<_>, _>>()
             .context("it is not PEM")?;

@@ -186,6 +186,12 @@ async fn apply(
     }
 }
 
+/// Whether bytes from the agent's socket are a request, for tests of that alone.
+#[doc(hidden)]
+pub fn understands(bytes: &[u8], descriptors: Vec<OwnedFd>) -> bool {
+    parse(bytes, descriptors).is_ok()
+}
+
 fn parse(bytes: &[u8], mut descriptors: Vec<OwnedFd>) -> Result<Request, ZdsError> {
     let protocol = |why: String| ZdsError::Protocol(why);
     let message = WorkloadRequest::decode(bytes).map_err(|error| protocol(error.to_string()))?;

@@ -157,6 +157,18 @@ impl Config {
     }
 }
 
+/// What an ADD would tell the agent by a network configuration, for tests of that alone.
+///
+/// # Errors
+///
+/// As the plugin's.
+#[doc(hidden)]
+pub fn facts_of(input: &str) -> Result<(Vec<IpAddr>, Vec<String>), CniError> {
+    let config = Config::parse(input)?;
+    config.timeout();
+    config.previous().map(facts)
+}
+
 /// What the agent wants to know of a previous result: the pod's addresses, and interfaces on the
 /// host's side. What is malformed is left out; the agent looks in the namespace itself.
 pub(crate) fn facts(value: &Value) -> (Vec<IpAddr>, Vec<String>) {

@@ -40,8 +40,12 @@ impl LastKnown {
     ///
     /// The file is not there, can't be read, or is not what [`LastKnown::write`] writes.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let text = fs::read_to_string(path)?;
-        serde_json::from_str(&text)
+        Self::parse(&fs::read_to_string(path)?)
+    }
+
+    #[doc(hidden)]
+    pub fn parse(text: &str) -> io::Result<Self> {
+        serde_json::from_str(text)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 

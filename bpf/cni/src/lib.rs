@@ -24,6 +24,8 @@ pub use client::ClientError;
 pub use config::PLUGIN_TYPE;
 pub use config::PluginEntry;
 pub use config::SUPPORTED as SUPPORTED_VERSIONS;
+#[doc(hidden)]
+pub use config::facts_of;
 pub use error::CniError;
 pub use last_known::LastKnown;
 pub use last_known::NamespaceState;

@@ -38,6 +38,8 @@ pub use peer::{AcceptedIdentities, PeerCertificate, PeerError, peer_certificate,
 pub use renewal::{CertificateState, RenewalRules};
 pub use source::{CertificateSource, SourceError};
 pub use spiffe::{SpiffeId, TrustDomain, X509Bundle, X509BundleSet};
+#[doc(hidden)]
+pub use svid::unverified_identity;
 pub use svid::{Svid, SvidError};
 pub use tls::{
     Credentials, PeerChain, TlsOptions, client_config, crypto_provider, server_config, server_name,

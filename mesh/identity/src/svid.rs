@@ -210,6 +210,13 @@ pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Result<SystemTime, Pee
     Ok(system_time(certificate.validity().not_after.timestamp()))
 }
 
+/// Whom a leaf certificate claims to be, nothing verified: what the bytes of a stranger go through first, for
+/// tests of that alone.
+#[doc(hidden)]
+pub fn unverified_identity(leaf: &CertificateDer<'_>) -> Result<Identity, PeerError> {
+    LeafFacts::read(leaf).map(|facts| facts.identity)
+}
+
 /// A time before 1970 counts as 1970.
 fn system_time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))

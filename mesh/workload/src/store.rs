@@ -124,9 +124,9 @@ impl Store {
         for names in removed.chunks(BATCH) {
             let mut state = self.state.write();
             for name in names.iter().filter(|name| !pushed.contains(&***name)) {
-                if state.addresses.remove_workload(name).is_some() {
-                    judged_anew = true;
-                } else if let Ok(key) = service_key(name, &mut interner) {
+                judged_anew |= state.addresses.remove_workload(name).is_some();
+                // Nothing keeps a workload from having a service's name.
+                if let Ok(key) = service_key(name, &mut interner) {
                     state.addresses.remove_service(&key);
                 }
             }
@@ -417,6 +417,10 @@ fn parse_address(resource: &Resource, interner: &mut Interner) -> Result<Parsed,
             let service = parse_service(&message, interner)?;
             let name = resource.name.to_ascii_lowercase();
             check_name(&name, &service.key.to_string().to_ascii_lowercase())?;
+            // A slash in the namespace: the name, divided again, is another service's.
+            if service_key(&resource.name, interner)? != service.key {
+                return Err(ParseError::new("namespace", "has a slash"));
+            }
             Ok(Parsed::Service(service))
         }
         None => Err(ParseError::new(

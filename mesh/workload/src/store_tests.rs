@@ -122,6 +122,32 @@ fn removals_go_by_uid_and_by_namespace_and_hostname() {
 }
 
 #[test]
+fn what_is_held_can_be_removed_by_its_name_whatever_that_is() {
+    let odd = proto::Service {
+        namespace: "shop/a".to_owned(),
+        ..service("api", &["10.96.0.2"])
+    };
+    let like_a_service = proto::Workload {
+        uid: API.to_owned(),
+        ..pod("a", "10.0.0.1")
+    };
+    let store = store([]);
+    let refused = store.apply_addresses(
+        &[
+            odd.resource(),
+            service("api", &["10.96.0.1"]).resource(),
+            like_a_service.resource(),
+        ],
+        &[],
+    );
+    let refused: Vec<_> = refused.iter().map(|r| &*r.error.field).collect();
+    assert_eq!(refused, ["namespace"]);
+    assert_eq!(store.held_addresses().count(), 2);
+    store.apply_addresses(&[], &[API.to_owned()]);
+    assert_eq!(store.held_addresses().count(), 0);
+}
+
+#[test]
 fn an_address_reused_in_one_push_belongs_to_the_new_pod_whatever_the_order() {
     let store = store([pod("old", "10.0.0.1").resource()]);
     let new = pod("new", "10.0.0.1").resource();

@@ -6,11 +6,16 @@
 
 use libfuzzer_sys::fuzz_target;
 use seine_hbone::ConnectRequest;
+use tracing::Span;
 
 fuzz_target!(|input: (&str, Vec<(&str, &[u8])>)| {
     let (authority, headers) = input;
     let mut builder = http::Request::builder().method("CONNECT").uri(authority);
     for (name, value) in headers {
+        // Whatever it is, it is the traceparent as well.
+        if let Ok(text) = std::str::from_utf8(value) {
+            seine_telemetry::trace::continue_from(&Span::none(), text);
+        }
         builder = builder.header(name, value);
     }
     let Ok(request) = builder.body(()) else {

@@ -1,27 +1,27 @@
 //! DNS messages as bytes, for what is forwarded without being understood (RFC 1035 section 4).
 
 /// Bytes of a header.
-pub(crate) const HEADER: usize = 12;
+pub const HEADER: usize = 12;
 /// The bit of the third byte that says "response".
 const RESPONSE: u8 = 0x80;
 /// "Server failure".
 const SERVFAIL: u8 = 2;
 
 /// The id; none if there is no whole header.
-pub(crate) fn id(message: &[u8]) -> Option<u16> {
+pub fn id(message: &[u8]) -> Option<u16> {
     let header = message.first_chunk::<HEADER>()?;
     Some(u16::from_be_bytes([header[0], header[1]]))
 }
 
 /// Whether this is a response; none if there is no whole header.
-pub(crate) fn is_response(message: &[u8]) -> Option<bool> {
+pub fn is_response(message: &[u8]) -> Option<bool> {
     message
         .first_chunk::<HEADER>()
         .map(|header| header[2] & RESPONSE != 0)
 }
 
 /// Replaces the id of a message that has one.
-pub(crate) fn set_id(message: &mut [u8], id: u16) {
+pub fn set_id(message: &mut [u8], id: u16) {
     if let Some(bytes) = message.first_chunk_mut::<2>() {
         *bytes = id.to_be_bytes();
     }
@@ -29,7 +29,7 @@ pub(crate) fn set_id(message: &mut [u8], id: u16) {
 
 /// The first question's bytes: name, type and class. None if there is no question, or its name is
 /// compressed, which no name at this place can be.
-pub(crate) fn question(message: &[u8]) -> Option<&[u8]> {
+pub fn question(message: &[u8]) -> Option<&[u8]> {
     let count = message.get(4..6)?;
     if count == [0, 0] {
         return None;
@@ -49,7 +49,7 @@ pub(crate) fn question(message: &[u8]) -> Option<&[u8]> {
 
 /// Whether `response` answers `query`: its id, that it is a response, and the question, whose case
 /// a server may change. A server that gives up early may leave the question out.
-pub(crate) fn answers(response: &[u8], query: &[u8]) -> bool {
+pub fn answers(response: &[u8], query: &[u8]) -> bool {
     if id(response) != id(query) || is_response(response) != Some(true) {
         return false;
     }
@@ -63,7 +63,7 @@ pub(crate) fn answers(response: &[u8], query: &[u8]) -> bool {
 }
 
 /// "The server failed", for a query that nobody answered. None for what has no header.
-pub(crate) fn server_failure(query: &[u8]) -> Option<Vec<u8>> {
+pub fn server_failure(query: &[u8]) -> Option<Vec<u8>> {
     let header = query.first_chunk::<HEADER>()?;
     let question = question(query).unwrap_or_default();
     let mut reply = Vec::with_capacity(HEADER + question.len());

@@ -13,7 +13,8 @@ mod answer;
 #[cfg(test)]
 mod answer_tests;
 mod forward;
-mod message;
+#[doc(hidden)]
+pub mod message;
 mod names;
 mod serve;
 #[cfg(test)]

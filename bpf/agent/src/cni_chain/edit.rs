@@ -72,6 +72,10 @@ pub(super) fn with_plugin(name: &str, text: &str, entry: &Value) -> Result<Edit,
         if !has_type(&Value::Object(root.clone())) {
             return Err(Fault::NoType(0));
         }
+        // A list of ours and ours again would be one that can't be told from a broken one.
+        if root.get("type").and_then(Value::as_str) == Some(PLUGIN_TYPE) {
+            return Err(Fault::NoPlugin);
+        }
         let mut list = Map::new();
         // As the runtime itself makes a list of a single configuration.
         for key in ["cniVersion", "name"] {
@@ -145,6 +149,27 @@ pub(super) fn without_plugin(name: &str, text: &str) -> Result<Edit, Fault> {
         name: name.into(),
         text: print(&root),
     })
+}
+
+/// Puts the entry into a file and takes it out again. For tests: what is put in stays where it is when it is looked
+/// at again, and nothing of it is there once it is taken out.
+#[doc(hidden)]
+pub fn check_edits(name: &str, text: &str, entry: &Value) {
+    let (name, text) = match with_plugin(name, text, entry) {
+        Ok(Edit::Replace { name, text } | Edit::Rename { name, text, .. }) => (name, text),
+        Ok(Edit::None) => (name.to_owned(), text.to_owned()),
+        Err(_) => return,
+    };
+    let again = with_plugin(&name, &text, entry);
+    assert_eq!(again, Ok(Edit::None), "a second look changes it: {text}");
+    match without_plugin(&name, &text).expect("what was made is read") {
+        Edit::Replace { text, .. } | Edit::Rename { text, .. } => {
+            let mut root = parse(&text).expect("JSON");
+            let ours = plugins(&mut root).is_ok_and(|plugins| plugins.iter().any(is_ours));
+            assert!(!ours, "it is still there: {text}");
+        }
+        Edit::None => panic!("it was not found: {text}"),
+    }
 }
 
 /// The single configuration that this list was made of by [`with_plugin`].
@@ -429,6 +454,11 @@ mod tests {
                 "a.conf",
                 json!({"cniVersion": "1.0.0", "type": "a"}).to_string(),
                 Fault::NoName,
+            ),
+            (
+                "a.conf",
+                json!({"cniVersion": "1.0.0", "name": "n", "type": PLUGIN_TYPE}).to_string(),
+                Fault::NoPlugin,
             ),
             (
                 "a.conflist",

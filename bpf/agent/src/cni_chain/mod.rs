@@ -29,6 +29,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 pub use choose::Chain;
+#[doc(hidden)]
+pub use edit::check_edits;
 pub use files::FileError;
 
 use crate::metrics::Metrics;
