@@ -230,7 +230,19 @@ impl Client {
         };
         // Each packet at once, all of it, as the user that we are.
         let options = "--immediate-mode -n -U -s 0 -B 16384 -Z root -w - -i";
-        let mut command = vec!["tcpdump".to_owned()];
+        let mut command = Vec::new();
+        if let Some(duration) = duration {
+            // Not a thread of ours, which the lab's PID namespace doesn't allow any more.
+            let timeout = [
+                "timeout",
+                "--foreground",
+                "--preserve-status",
+                "--signal=INT",
+            ];
+            command.extend(timeout.map(str::to_owned));
+            command.push(duration.as_secs_f64().to_string());
+        }
+        command.push("tcpdump".to_owned());
         command.extend(options.split(' ').map(str::to_owned));
         command.push(interface);
         command.extend_from_slice(filter);
@@ -256,12 +268,6 @@ impl Client {
         let interrupt = move || {
             let _ = nix::sys::signal::kill(pid, Signal::SIGINT);
         };
-        if let Some(duration) = duration {
-            std::thread::spawn(move || {
-                std::thread::sleep(duration);
-                interrupt();
-            });
-        }
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(exit_code(status));

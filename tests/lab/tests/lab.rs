@@ -6,8 +6,11 @@
 )]
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use seine_lab::{Lab, Options, cgroup, pcap};
@@ -291,4 +294,135 @@ fn two_labs_run_side_by_side_and_neither_leaves_anything_however_it_ends() {
 fn kill(pid: &str) {
     let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// What `seine-lab` with these words prints for people; it must succeed.
+fn printed(words: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_seine-lab"))
+        .args(words)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The words of the line of a table that begins so.
+fn row<'a>(table: &'a str, begins: &[&str]) -> Vec<&'a str> {
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|words| words.starts_with(begins))
+        .unwrap_or_else(|| panic!("no line of {begins:?}:\n{table}"))
+}
+
+#[test]
+fn up_prints_a_table_status_json_and_logs_what_a_pod_wrote() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED up_prints_a_table: it needs root");
+        return;
+    }
+    let name = ["--name", "t-words"];
+    printed(&[&name[..], &["down"]].concat());
+    // What ends the lab also where the test fails.
+    struct Down;
+    impl Drop for Down {
+        fn drop(&mut self) {
+            let mut down = Command::new(env!("CARGO_BIN_EXE_seine-lab"));
+            let _ = down.args(["--name", "t-words", "down"]).status();
+        }
+    }
+    let _down = Down;
+    let pods: String = [1, 2, 1]
+        .iter()
+        .enumerate()
+        .map(|(i, node)| {
+            format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: p{i}, namespace: default}}\n\
+                 spec: {{nodeName: node{node}, terminationGracePeriodSeconds: 0, containers: [{{name: c, \
+                 command: [sh, -c, \"echo this is p{i}; exec sleep infinity\"]}}]}}\n"
+            )
+        })
+        .collect();
+    let manifests = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: default}}\n{pods}");
+    let mut up = Command::new(env!("CARGO_BIN_EXE_seine-lab"))
+        .args(name)
+        .args(["up", "-", "--no-mesh", "--nodes", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = up.stdin.take().unwrap();
+    stdin.write_all(manifests.as_bytes()).unwrap();
+    drop(stdin);
+    let output = up.wait_with_output().unwrap();
+    assert!(output.status.success());
+
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        row(&table, &["NAMESPACE"])[1..4],
+        ["POD", "READY", "STATUS"]
+    );
+    // Where nodeName says, ready when `up` returns.
+    for (pod, node) in [("p0", "node1"), ("p1", "node2"), ("p2", "node1")] {
+        let row = row(&table, &["default", pod]);
+        assert_eq!(row[2..6], ["yes", "Running", "0", node], "{table}");
+    }
+    let status = printed(&[&name[..], &["status", "-o", "json"]].concat());
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let listed = status["pods"].as_array().unwrap();
+    for (pod, node) in [("p0", 1), ("p1", 2), ("p2", 1)] {
+        let found = listed.iter().find(|listed| listed["name"] == pod).unwrap();
+        assert_eq!(
+            (&found["node"], &found["ready"]),
+            (&node.into(), &true.into())
+        );
+        // And it is there that it runs.
+        let cgroup =
+            printed(&[&name[..], &["exec", pod, "--", "cat", "/proc/self/cgroup"]].concat());
+        assert!(
+            cgroup.contains(&format!("/node{node}/kubepods/pod")),
+            "{cgroup}"
+        );
+    }
+    assert_eq!(
+        printed(&[&name[..], &["logs", "p1"]].concat()),
+        "this is p1\n"
+    );
+
+    // A capture that ends by itself, with a whole file.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wire.pcap");
+    let path = file.to_str().unwrap();
+    printed(
+        &[
+            &name[..],
+            &["capture", "--duration", "1", "-w", path, "--", "tcp"],
+        ]
+        .concat(),
+    );
+    pcap::Capture::read(&file).unwrap();
+}
+
+#[test]
+fn who_is_not_root_is_told_so() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED who_is_not_root_is_told_so: root alone can be somebody else");
+        return;
+    }
+    // Where anybody may run it.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("seine-lab");
+    fs::copy(env!("CARGO_BIN_EXE_seine-lab"), &program).unwrap();
+    let output = Command::new(&program)
+        .args(["up", "."])
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("seine-lab needs root"), "{error}");
 }
