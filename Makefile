@@ -9,7 +9,7 @@ PROFILE ?= dev
 release_flags = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=/registry
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help charts demo test test-kernels test-kubernetes fuzz images images-twice bench bench-instructions lint bpf build clean-lab
+.PHONY: help charts demo test test-kernels test-kubernetes fuzz images images-twice bench bench-smoke bench-instructions lint bpf build clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -34,6 +34,12 @@ fuzz: packages-build ## Run each fuzz target for some seconds
 bench: machine packages-lab ## Measure beside direct TCP, and beside the node proxy that SEINE_BENCH_PEER names
 	@$(MAKE) --no-print-directory build PROFILE=release
 	@target/release/seine-bench compare
+	@$(MAKE) --no-print-directory bench-instructions
+
+# The figures mean nothing; that there is one in each row does.
+bench-smoke: PROFILE = quick
+bench-smoke: machine packages-lab build ## Measure everything once and shortly
+	@$(OUT)/seine-bench compare --rounds 1 --seconds 0.2
 
 bench-instructions: packages-build packages-instructions ## Count the instructions of the HBONE path with callgrind
 	@scripts/bench-instructions.sh

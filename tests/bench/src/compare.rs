@@ -1,20 +1,21 @@
 //! The comparison: labs, rows, rounds.
 //!
-//! Every round measures each row on every path before the next row, so that what the machine does
-//! meanwhile falls on all alike. The load's client runs on the first core, its server on the
-//! second, the proxies wherever the kernel puts them.
+//! Every round measures each row on every path before the next row, and direct TCP anew before each other path, so
+//! that what the machine does meanwhile falls on all alike. The load's client runs on the first core, its server on
+//! the second, the proxies wherever the kernel puts them.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cpu;
 use crate::load::Figures;
-use crate::report::{Row, Samples};
+use crate::report::{DIRECT, Row, Samples};
 
 /// What to measure and how often.
 pub(crate) struct Plan {
@@ -28,8 +29,12 @@ pub(crate) struct Plan {
 /// The environment variable that names a peer's node proxy.
 const PEER: &str = "SEINE_BENCH_PEER";
 const PORT: u16 = 7000;
-const HELD: usize = 1000;
+/// How the names of workloads that run nowhere begin.
+const EXTRA: &str = "extra-";
+const HELD: usize = 2000;
 const WORKLOADS: usize = 10_000;
+/// How long configuration may take to reach every proxy.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Measures everything and prints the table.
 pub(crate) fn run(plan: &Plan) -> Result<()> {
@@ -58,7 +63,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     };
     let mut paths = vec![
         Route {
-            name: "direct",
+            name: DIRECT,
             lab: &mesh,
             namespace: "plain",
         },
@@ -83,61 +88,37 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             .is_none_or(|only| name.contains(only.as_str()))
     };
 
-    for path in &paths[1..] {
-        samples.add(
-            &less("memory, idle, both proxies (KiB)"),
-            path.name,
-            path.lab.memory()?,
-        );
-    }
     for round in 1..=plan.rounds {
         println!("round {round} of {}", plan.rounds);
-        for path in &paths {
-            let run = |args: &[&str]| path.measure(args, plan.seconds);
-            if wanted("round trip") {
-                for count in ["1", "16", "64"] {
-                    let (figures, cpu) = run(&["round-trips", "--connections", count])?;
-                    let named = |what: &str| format!("round trip, {count} at once: {what}");
-                    samples.add(&less(&named("p50 (µs)")), path.name, figures.p50);
-                    samples.add(&less(&named("p99 (µs)")), path.name, figures.p99);
-                    samples.add(&more(&named("a second")), path.name, figures.rate());
-                    let each = cpu / figures.done as f64;
-                    samples.add(&less(&named("CPU s per 1,000")), path.name, each * 1e3);
-                }
+        if wanted("memory") {
+            for path in &paths[1..] {
+                let row = less("memory, idle, both proxies (KiB)");
+                samples.add(&row, path.name, path.lab.memory()?);
             }
-            if wanted("new connections") {
-                for count in ["1", "16"] {
-                    let (figures, cpu) = run(&["connections", "--at-once", count])?;
-                    let named = |what: &str| format!("new connections, {count} at once: {what}");
-                    samples.add(&more(&named("a second")), path.name, figures.rate());
-                    let each = cpu / figures.done as f64;
-                    samples.add(&less(&named("CPU ms each")), path.name, each * 1e3);
-                }
-            }
-            if wanted("bulk") {
-                for count in ["1", "4"] {
-                    let (figures, cpu) = run(&["bulk", "--streams", count])?;
-                    let named = |what: &str| format!("bulk, {count} streams: {what}");
-                    samples.add(&more(&named("GB/s")), path.name, figures.rate() / 1e9);
-                    let each = cpu / figures.done as f64;
-                    samples.add(&less(&named("CPU s per GB")), path.name, each * 1e9);
+        }
+        for work in works().iter().filter(|work| wanted(&work.name)) {
+            for path in &paths[1..] {
+                let direct = work.measure(&paths[0], plan.seconds)?;
+                let beside = work.measure(path, plan.seconds)?;
+                for ((row, direct), (_, value)) in direct.iter().zip(&beside) {
+                    samples.add_beside(row, path.name, *value, *direct);
                 }
             }
         }
-    }
-    if wanted("memory") {
-        for path in &paths[1..] {
-            held_connections(path, &mut samples)?;
-        }
-        for path in &paths[1..] {
-            many_workloads(path, &mut samples)?;
+        if wanted("memory") {
+            for path in &paths[1..] {
+                held_connections(path, &mut samples)?;
+            }
+            for path in &paths[1..] {
+                many_workloads(path, &mut samples)?;
+            }
         }
     }
     let table = samples.table(&names);
     println!("\n{table}");
     println!(
-        "Medians of {} rounds (min–max); ratios are medians of paired ratios. Client on core 0, \
-         server on core 1, proxies unpinned. CPU: client, server and proxies.",
+        "Medians of {} rounds (min–max); ratios are medians of paired ratios, to direct TCP as measured just before. \
+         Client on core 0, server on core 1, proxies unpinned. CPU: client, server and proxies.",
         plan.rounds
     );
     if let Some(file) = &plan.markdown {
@@ -175,19 +156,94 @@ fn held_connections(path: &Route<'_>, samples: &mut Samples) -> Result<()> {
         path.name,
         each,
     );
-    let row = less("memory, after 1,000 connections are gone, above idle (KiB)");
+    let row = less("memory, after 2,000 connections are gone, above idle (KiB)");
     samples.add(&row, path.name, after - before);
     Ok(())
 }
 
 fn many_workloads(path: &Route<'_>, samples: &mut Samples) -> Result<()> {
     let before = path.lab.memory()?;
-    path.lab.add_workloads(WORKLOADS)?;
-    std::thread::sleep(Duration::from_secs(15));
+    path.lab.set_workloads(WORKLOADS)?;
+    // What arriving needed for a moment is given back.
+    std::thread::sleep(Duration::from_secs(5));
     let after = path.lab.memory()?;
     let row = less("memory, 10,000 workloads more, a proxy (KiB)");
     samples.add(&row, path.name, (after - before) / 2.0);
-    Ok(())
+    path.lab.set_workloads(0)
+}
+
+/// One measurement, and the rows that come of it.
+struct Work {
+    name: String,
+    args: [&'static str; 3],
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    RoundTrips,
+    Connections,
+    Bulk,
+}
+
+fn works() -> Vec<Work> {
+    let of = |kind, count: &'static str| match kind {
+        Kind::RoundTrips => Work {
+            name: format!("round trip, {count} at once"),
+            args: ["round-trips", "--connections", count],
+            kind,
+        },
+        Kind::Connections => Work {
+            name: format!("new connections, {count} at once"),
+            args: ["connections", "--at-once", count],
+            kind,
+        },
+        Kind::Bulk => Work {
+            name: format!("bulk, {count} streams"),
+            args: ["bulk", "--streams", count],
+            kind,
+        },
+    };
+    vec![
+        of(Kind::RoundTrips, "1"),
+        of(Kind::RoundTrips, "16"),
+        of(Kind::RoundTrips, "64"),
+        of(Kind::Connections, "1"),
+        of(Kind::Connections, "16"),
+        of(Kind::Bulk, "1"),
+        of(Kind::Bulk, "4"),
+    ]
+}
+
+impl Work {
+    /// Each row's value, once.
+    fn measure(&self, path: &Route<'_>, seconds: f64) -> Result<Vec<(Row, f64)>> {
+        let (figures, cpu) = path.measure(&self.args, seconds)?;
+        ensure!(
+            figures.done > 0,
+            "{} on {}: nothing was done in {seconds} s",
+            self.name,
+            path.name
+        );
+        let each = cpu / figures.done as f64;
+        let named = |what: &str| format!("{}: {what}", self.name);
+        Ok(match self.kind {
+            Kind::RoundTrips => vec![
+                (less(&named("p50 (µs)")), figures.p50),
+                (less(&named("p99 (µs)")), figures.p99),
+                (more(&named("a second")), figures.rate()),
+                (less(&named("CPU s per 1,000")), each * 1e3),
+            ],
+            Kind::Connections => vec![
+                (more(&named("a second")), figures.rate()),
+                (less(&named("CPU ms each")), each * 1e3),
+            ],
+            Kind::Bulk => vec![
+                (more(&named("GB/s")), figures.rate() / 1e9),
+                (less(&named("CPU s per GB")), each * 1e9),
+            ],
+        })
+    }
 }
 
 fn less(name: &str) -> Row {
@@ -336,13 +392,14 @@ impl Lab {
         Ok(processes.filter_map(cpu::private_kib).sum::<u64>() as f64)
     }
 
-    /// Adds pods of a node that does not exist, known to all and running nowhere.
-    fn add_workloads(&self, count: usize) -> Result<()> {
+    /// So many pods of a node that does not exist, known to all and running nowhere; returns when both proxies know
+    /// of exactly so many.
+    fn set_workloads(&self, count: usize) -> Result<()> {
         let mut text = String::new();
         for i in 0..count {
             let ip = format!("10.255.{}.{}", i / 250, i % 250 + 1);
             text.push_str(&format!(
-                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: w{i}, namespace: mesh, uid: u{i}, labels: {{app: w{}}}}}\n\
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {EXTRA}{i}, namespace: mesh, uid: u{i}, labels: {{app: w{}}}}}\n\
                  spec: {{nodeName: elsewhere, serviceAccountName: sa{}, containers: [{{name: c, image: none}}]}}\n\
                  status: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}], conditions: [{{type: Ready, status: \"True\"}}]}}\n",
                 i % 500, i % 500,
@@ -352,7 +409,46 @@ impl Lab {
             .as_str()
             .context("the lab's status names no folder")?;
         let file = Path::new(state).join("objects/bench-workloads.yaml");
-        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+        // Whole or not at all: the control plane reads it whenever it changes.
+        let new = Path::new(state).join("bench-workloads.new");
+        fs::write(&new, text).with_context(|| format!("writing {}", new.display()))?;
+        fs::rename(&new, &file).with_context(|| format!("writing {}", file.display()))?;
+
+        let begun = Instant::now();
+        for proxy in self.proxies()? {
+            loop {
+                let known = self.extra_workloads(&proxy)?;
+                if known == count {
+                    break;
+                }
+                ensure!(
+                    begun.elapsed() < PATIENCE,
+                    "a ztunnel of {} knows {known} of {count} workloads after {PATIENCE:?}",
+                    self.name
+                );
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of the workloads that [`Self::set_workloads`] made a proxy knows, by its own word.
+    fn extra_workloads(&self, proxy: &Path) -> Result<usize> {
+        let pid = *cpu::processes(proxy)
+            .first()
+            .with_context(|| format!("nothing runs in {}", proxy.display()))?;
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/proc/{pid}/ns/net"))
+            .arg(self.load())
+            .args(["known-workloads", "127.0.0.1:15000", EXTRA])
+            .output()
+            .context("running nsenter")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let count = text.trim().parse().ok().filter(|_| output.status.success());
+        count.with_context(|| {
+            let error = String::from_utf8_lossy(&output.stderr);
+            format!("the config_dump of a ztunnel of {}: {error}", self.name)
+        })
     }
 }
 
@@ -360,6 +456,23 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.command("down").stdout(Stdio::null()).status();
     }
+}
+
+/// Asks a node proxy's admin page `/config_dump` how many workloads it knows whose names begin so.
+pub(crate) fn known_workloads(admin: SocketAddr, prefix: &str) -> Result<usize> {
+    let mut stream = TcpStream::connect(admin).with_context(|| format!("connecting to {admin}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /config_dump HTTP/1.0\r\nhost: localhost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let body = answer.windows(4).position(|end| end == b"\r\n\r\n");
+    let body = body.map(|at| &answer[at + 4..]).context("no HTTP answer")?;
+    let dump: serde_json::Value = serde_json::from_slice(body).context("it is not JSON")?;
+    let workloads = dump["workloads"].as_array().context("no workloads in it")?;
+    let names = workloads
+        .iter()
+        .filter_map(|workload| workload["name"].as_str());
+    Ok(names.filter(|name| name.starts_with(prefix)).count())
 }
 
 fn cgroup(part: &serde_json::Value) -> Option<PathBuf> {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -66,6 +67,7 @@ pub(crate) fn on_core<T>(core: usize, work: impl Future<Output = Result<T>>) -> 
 
 /// Serves echo on `address` and, on the next port, a sink that answers with the count of bytes.
 pub(crate) async fn server(address: SocketAddr) -> Result<()> {
+    raise_file_limit()?;
     let echo = TcpListener::bind(address)
         .await
         .with_context(|| format!("listening on {address}"))?;
@@ -216,6 +218,7 @@ pub(crate) async fn bulk(to: SocketAddr, streams: usize, time: Duration) -> Resu
 /// Opens so many connections, uses each once, prints a line and holds them until standard input
 /// ends.
 pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<()> {
+    raise_file_limit()?;
     let mut held = Vec::with_capacity(count);
     for _ in 0..count {
         let mut stream = connect(to).await?;
@@ -227,6 +230,12 @@ pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<()> {
     tokio::io::stdin().read_to_end(&mut input).await?;
     drop(held);
     Ok(())
+}
+
+/// As many open sockets as may be.
+fn raise_file_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
 }
 
 async fn connect(to: SocketAddr) -> Result<TcpStream> {

@@ -51,6 +51,9 @@ enum Command {
     },
     /// Open connections and hold them until standard input ends.
     Hold { to: SocketAddr, count: usize },
+    /// How many workloads whose names begin so a node proxy knows, by its admin address.
+    #[command(hide = true)]
+    KnownWorkloads { admin: SocketAddr, prefix: String },
     /// Start labs, measure every row on every path by turns, print the table.
     Compare {
         /// Folder of the programs; default: where this one is.
@@ -90,6 +93,10 @@ fn main() -> Result<()> {
             seconds,
         } => load::on_core(0, load::bulk(to, streams, time(seconds)))?,
         Command::Hold { to, count } => return load::on_core(0, load::hold(to, count)),
+        Command::KnownWorkloads { admin, prefix } => {
+            println!("{}", compare::known_workloads(admin, &prefix)?);
+            return Ok(());
+        }
         Command::Compare {
             programs,
             rounds,

@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+/// The path without a mesh.
+pub(crate) const DIRECT: &str = "direct";
+
 /// What was measured of one row on one path, a value a round.
 #[derive(Default)]
 pub(crate) struct Samples {
     values: BTreeMap<(usize, String), Vec<f64>>,
+    /// Beside each value of a path, what direct TCP was just before.
+    direct: BTreeMap<(usize, String), Vec<f64>>,
     rows: Vec<Row>,
 }
 
@@ -22,22 +27,36 @@ pub(crate) struct Row {
 impl Samples {
     /// Adds one round's value.
     pub(crate) fn add(&mut self, row: &Row, path: &str, value: f64) {
-        let index = self
-            .rows
-            .iter()
-            .position(|known| known == row)
-            .unwrap_or_else(|| {
-                self.rows.push(row.clone());
-                self.rows.len() - 1
-            });
+        let index = self.index(row);
         self.values
             .entry((index, path.to_owned()))
             .or_default()
             .push(value);
     }
 
+    /// Adds one round's value and the one of direct TCP that it is to be compared with.
+    pub(crate) fn add_beside(&mut self, row: &Row, path: &str, value: f64, direct: f64) {
+        self.add(row, DIRECT, direct);
+        self.add(row, path, value);
+        let index = self.index(row);
+        self.direct
+            .entry((index, path.to_owned()))
+            .or_default()
+            .push(direct);
+    }
+
+    fn index(&mut self, row: &Row) -> usize {
+        self.rows
+            .iter()
+            .position(|known| known == row)
+            .unwrap_or_else(|| {
+                self.rows.push(row.clone());
+                self.rows.len() - 1
+            })
+    }
+
     /// The table as Markdown: for each path median and spread (min to max), and the median of the
-    /// paired ratios to the first path; then of the second to the third, where there is one.
+    /// paired ratios to direct TCP, the first path; then of the second to the third, where there is one.
     pub(crate) fn table(&self, paths: &[String]) -> String {
         let mut out = String::from("| row |");
         for path in paths {
@@ -58,7 +77,11 @@ impl Samples {
                 let _ = write!(out, " {} |", of(path).map_or("–".to_owned(), |v| spread(v)));
             }
             for path in &paths[1..] {
-                let _ = write!(out, " {} |", ratio(of(path), of(&paths[0])));
+                let _ = write!(
+                    out,
+                    " {} |",
+                    ratio(of(path), self.direct.get(&(index, path.clone())))
+                );
             }
             if let [_, ours, peer] = paths {
                 let ratio = median_ratio(of(ours), of(peer));
@@ -137,12 +160,12 @@ mod tests {
             (200.0, 100.0, 50.0),
             (50.0, 25.0, 12.5),
         ] {
-            samples.add(&row, "direct", direct);
-            samples.add(&row, "seine", ours);
-            samples.add(&row, "peer", peer);
+            samples.add_beside(&row, "seine", ours, direct);
+            // The machine is slower a moment later, for both.
+            samples.add_beside(&row, "peer", peer, direct / 2.0);
         }
         let table = samples.table(&["direct".into(), "seine".into(), "peer".into()]);
         let line = table.lines().last().unwrap();
-        assert!(line.contains("| 0.50 | 0.25 | 2.00 | ahead |"), "{table}");
+        assert!(line.contains("| 0.50 | 0.50 | 2.00 | ahead |"), "{table}");
     }
 }
