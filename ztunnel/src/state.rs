@@ -1,21 +1,22 @@
 //! The last good configuration on disk, so that a restart serves the same traffic while the control plane is away.
 //!
 //! One file, written anew beside the old one and renamed over it: a reader sees either. It begins with a magic line,
-//! which names the version of the format, and a checksum of what follows. There are no secrets in it. One task writes it.
+//! which names the version of the format, and ends with a checksum of what is between. There are no secrets in it. One task writes it.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crc32fast::Hasher;
 use seine_workload::Store;
 use tracing::{error, info, warn};
 
 use crate::shared::Shared;
 
 const NAME: &str = "configuration";
-const MAGIC: &[u8] = b"seine ztunnel state 1\n";
+const MAGIC: &[u8] = b"seine ztunnel state 2\n";
 /// Changes that come within this time are written together.
 const GATHER: Duration = Duration::from_secs(1);
 
@@ -55,10 +56,10 @@ pub fn load(store: &Store, folder: &Path) -> Result<bool, StateError> {
     let rest = bytes
         .strip_prefix(MAGIC)
         .ok_or_else(|| broken("it begins otherwise"))?;
-    let (sum, content) = rest
-        .split_first_chunk::<4>()
+    let (content, sum) = rest
+        .split_last_chunk::<4>()
         .ok_or_else(|| broken("it is cut off"))?;
-    if crc32(content) != u32::from_be_bytes(*sum) {
+    if crc32fast::hash(content) != u32::from_be_bytes(*sum) {
         return Err(broken("its checksum is wrong"));
     }
     let rejected = store
@@ -73,16 +74,23 @@ pub fn load(store: &Store, folder: &Path) -> Result<bool, StateError> {
 /// Writes what the store holds.
 pub fn save(store: &Store, folder: &Path) -> Result<(), StateError> {
     let path = folder.join(NAME);
-    let content = store.snapshot();
     let write = || -> io::Result<()> {
         fs::create_dir_all(folder)?;
         // Two proxies run side by side during a hand-over.
         let temporary = folder.join(format!("{NAME}.{}", std::process::id()));
-        let mut file = File::create(&temporary)?;
+        let mut file = BufWriter::new(File::create(&temporary)?);
         file.write_all(MAGIC)?;
-        file.write_all(&crc32(&content).to_be_bytes())?;
-        file.write_all(&content)?;
-        file.sync_all()?;
+        let mut content = Summed {
+            inner: file,
+            sum: Hasher::new(),
+        };
+        store.snapshot(&mut content)?;
+        let Summed {
+            inner: mut file,
+            sum,
+        } = content;
+        file.write_all(&sum.finalize().to_be_bytes())?;
+        file.into_inner()?.sync_all()?;
         fs::rename(&temporary, &path)?;
         File::open(folder)?.sync_all()
     };
@@ -129,40 +137,28 @@ pub async fn keep(shared: Arc<Shared>, folder: PathBuf) {
     }
 }
 
-/// CRC-32 (IEEE 802.3): finds a torn or flipped file; it is no protection against somebody who may write there.
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut index = 0;
-        while index < 256 {
-            let mut value = index as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                value = if value & 1 == 1 {
-                    (value >> 1) ^ 0xedb8_8320
-                } else {
-                    value >> 1
-                };
-                bit += 1;
-            }
-            table[index] = value;
-            index += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |sum, byte| {
-        (sum >> 8) ^ TABLE[((sum ^ u32::from(*byte)) & 0xff) as usize]
-    })
+/// Sums up what goes through it. The checksum finds a torn or flipped file; it is no protection against somebody who may
+/// write there.
+struct Summed<W> {
+    inner: W,
+    sum: Hasher,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.sum.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_checksum_is_the_usual_one() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-    }
 
     #[test]
     fn a_flipped_bit_a_cut_and_another_version_are_refused_and_nothing_is_applied() {

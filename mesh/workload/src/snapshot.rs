@@ -1,17 +1,22 @@
 //! The last good configuration as bytes, so that a proxy serves the same traffic after a restart
 //! with the control plane away.
 //!
-//! They are a magic line and then, each with its length before it, one `DeltaDiscoveryResponse` for
-//! addresses and one for policies, those that were refused among them. There are no secrets in it.
+//! They are a magic line and then, each with its length before it, the resources as the control plane sends
+//! them: policies first, those that were refused among them. There are no secrets in it.
+
+use std::io::{self, Write};
 
 use prost::Message;
-use seine_proto::discovery::{DeltaDiscoveryResponse, Resource};
+use seine_policy::Policy;
+use seine_proto::discovery::Resource;
 use seine_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload as proto};
 
 use crate::encode;
+use crate::index::Held;
+use crate::model::{Service, Workload};
 use crate::store::{Rejected, Store};
 
-const MAGIC: &[u8] = b"seine configuration 1\n";
+const MAGIC: &[u8] = b"seine configuration 2\n";
 
 /// The bytes are not what this version made.
 #[derive(Debug, thiserror::Error)]
@@ -19,19 +24,54 @@ const MAGIC: &[u8] = b"seine configuration 1\n";
 pub struct SnapshotError(String);
 
 impl Store {
-    /// Everything held, with its versions.
-    pub fn snapshot(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        for response in [self.address_snapshot(), self.policy_snapshot()] {
-            bytes.reserve(response.encoded_len() + 10);
-            response
-                .encode_length_delimited(&mut bytes)
+    /// Writes everything held, with its versions. One resource is encoded at a time, with no lock held: neither
+    /// readers nor memory notice how much there is.
+    ///
+    /// # Errors
+    ///
+    /// Those of `out`.
+    pub fn snapshot(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(MAGIC)?;
+        let mut encoded = Vec::new();
+        let mut write = |resource: &Resource| {
+            encoded.clear();
+            resource
+                .encode_length_delimited(&mut encoded)
                 .expect("a Vec grows as needed");
+            out.write_all(&encoded)
+        };
+        // Addresses are gathered first and written last: the policies that they name are among those gathered after.
+        let (workloads, services) = self.addresses_held();
+        let (policies, refused) = self.policies_held();
+        for Held { version, value } in policies {
+            let message = encode::policy(&value).encode_to_vec();
+            let name = value.key.to_string();
+            write(&resource(AUTHORIZATION_TYPE, &name, &version, message))?;
         }
-        bytes
+        // What was refused restricts still, after a restart too.
+        for Resource {
+            name,
+            version,
+            resource: message,
+            ..
+        } in refused
+        {
+            // One without a message, or with one of another type, is refused again.
+            let message = message.unwrap_or_default().value;
+            write(&resource(AUTHORIZATION_TYPE, &name, &version, message))?;
+        }
+        for Held { version, value } in workloads {
+            let message = proto::address::Type::Workload(encode::workload(&value));
+            write(&address_resource(&value.uid, &version, message))?;
+        }
+        for Held { version, value } in services {
+            let message = proto::address::Type::Service(encode::service(&value));
+            write(&address_resource(&value.key.to_string(), &version, message))?;
+        }
+        Ok(())
     }
 
-    /// Applies what [`Store::snapshot`] made, to an empty store. Returns what is refused, again or by
+    /// Applies what [`Store::snapshot`] wrote, to an empty store. Returns what is refused, again or by
     /// this version.
     ///
     /// # Errors
@@ -42,50 +82,35 @@ impl Store {
         let mut rest = bytes
             .strip_prefix(MAGIC)
             .ok_or_else(|| bad("it begins otherwise"))?;
-        let mut next = |type_url: &str| {
-            let response = DeltaDiscoveryResponse::decode_length_delimited(&mut rest)
+        let (mut policies, mut addresses) = (Vec::new(), Vec::new());
+        while !rest.is_empty() {
+            let resource = Resource::decode_length_delimited(&mut rest)
                 .map_err(|error| bad(&error.to_string()))?;
-            if response.type_url == type_url {
-                Ok(response)
-            } else {
-                Err(bad("its parts are in another order"))
+            let type_url = resource.resource.as_ref().map(|any| &*any.type_url);
+            match type_url {
+                Some(AUTHORIZATION_TYPE) => policies.push(resource),
+                Some(ADDRESS_TYPE) => addresses.push(resource),
+                _ => return Err(bad(&format!("{} is of an unknown type", resource.name))),
             }
-        };
-        let addresses = next(ADDRESS_TYPE)?;
-        let policies = next(AUTHORIZATION_TYPE)?;
+        }
         // Policies first: a workload is never there without what restricts it.
-        let mut rejected = self.apply_policies(&policies.resources, &[]);
-        rejected.extend(self.apply_addresses(&addresses.resources, &[]));
+        let mut rejected = self.apply_policies(&policies, &[]);
+        rejected.extend(self.apply_addresses(&addresses, &[]));
         Ok(rejected)
     }
 
-    fn address_snapshot(&self) -> DeltaDiscoveryResponse {
+    fn addresses_held(&self) -> (Vec<Held<Workload>>, Vec<Held<Service>>) {
         let state = self.read();
-        let workloads = state.addresses.workloads().map(|held| {
-            let message = proto::address::Type::Workload(encode::workload(&held.value));
-            address_resource(&held.value.uid, &held.version, message)
-        });
-        let services = state.addresses.services().map(|held| {
-            let message = proto::address::Type::Service(encode::service(&held.value));
-            address_resource(&held.value.key.to_string(), &held.version, message)
-        });
-        response(ADDRESS_TYPE, workloads.chain(services).collect())
+        let workloads = state.addresses.workloads().cloned().collect();
+        let services = state.addresses.services().cloned().collect();
+        (workloads, services)
     }
 
-    fn policy_snapshot(&self) -> DeltaDiscoveryResponse {
+    fn policies_held(&self) -> (Vec<Held<Policy>>, Vec<Resource>) {
         let state = self.read();
-        let policies = state.policies.all().map(|held| {
-            let value = encode::policy(&held.value).encode_to_vec();
-            resource(
-                AUTHORIZATION_TYPE,
-                &held.value.key.to_string(),
-                &held.version,
-                value,
-            )
-        });
-        // What was refused restricts still, after a restart too.
-        let refused = state.policies.refused().cloned();
-        response(AUTHORIZATION_TYPE, policies.chain(refused).collect())
+        let policies = state.policies.all().cloned().collect();
+        let refused = state.policies.refused().cloned().collect();
+        (policies, refused)
     }
 }
 
@@ -106,14 +131,5 @@ fn resource(type_url: &str, name: &str, version: &str, value: Vec<u8>) -> Resour
         }),
         name: name.to_owned(),
         aliases: Vec::new(),
-    }
-}
-
-fn response(type_url: &str, resources: Vec<Resource>) -> DeltaDiscoveryResponse {
-    let type_url = type_url.to_owned();
-    DeltaDiscoveryResponse {
-        type_url,
-        resources,
-        ..Default::default()
     }
 }

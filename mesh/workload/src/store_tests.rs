@@ -24,6 +24,12 @@ fn names(applicable: Applicable) -> Result<Vec<String>, Vec<String>> {
     }
 }
 
+fn saved(store: &Store) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    store.snapshot(&mut bytes).unwrap();
+    bytes
+}
+
 #[test]
 fn a_workload_is_found_by_uid_address_pod_and_service() {
     let both = proto::Workload {
@@ -413,7 +419,7 @@ fn a_refused_policy_restricts_all_that_it_may_have_been_for_and_does_after_a_res
 
         let restarted = Store::new("");
         assert_eq!(
-            restarted.restore(&store.snapshot()).unwrap().len(),
+            restarted.restore(&saved(&store)).unwrap().len(),
             1,
             "{what}"
         );
@@ -573,7 +579,7 @@ fn the_last_good_configuration_is_the_same_after_a_restart() {
     first.apply_policies(&[policy("p").resource()], &[]);
 
     let second = Store::new("");
-    assert_eq!(second.restore(&first.snapshot()).unwrap(), []);
+    assert_eq!(second.restore(&saved(&first)).unwrap(), []);
     assert_eq!(second.counts(), first.counts());
     assert_eq!(second.workload(&uid("a")), first.workload(&uid("a")));
     assert_eq!(second.service(&key(API)), first.service(&key(API)));
@@ -595,7 +601,7 @@ fn the_last_good_configuration_is_the_same_after_a_restart() {
 
 #[test]
 fn a_damaged_configuration_is_an_error_and_changes_nothing() {
-    let full = store([pod("a", "10.0.0.1").resource()]).snapshot();
+    let full = saved(&store([pod("a", "10.0.0.1").resource()]));
     for length in [0, 10, full.len() - 1] {
         let store = Store::new("");
         assert!(store.restore(&full[..length]).is_err(), "{length} bytes");
