@@ -66,20 +66,25 @@ impl Control {
     }
 
     pub(crate) fn start(&self) -> Running {
-        self.start_with(true, &Netns::home())
+        self.start_with(true, true, &Netns::home())
     }
 
     /// On the loopback of a pod.
     pub(crate) fn start_in(&self, netns: &Netns) -> Running {
-        self.start_with(true, netns)
+        self.start_with(true, true, netns)
     }
 
     /// Certificates alone: every configuration stream ends at once.
     pub(crate) fn start_without_xds(&self) -> Running {
-        self.start_with(false, &Netns::home())
+        self.start_with(false, true, &Netns::home())
     }
 
-    fn start_with(&self, xds: bool, netns: &Netns) -> Running {
+    /// Configuration alone: every request for a certificate fails.
+    pub(crate) fn start_without_ca(&self) -> Running {
+        self.start_with(true, false, &Netns::home())
+    }
+
+    fn start_with(&self, xds: bool, ca: bool, netns: &Netns) -> Running {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -93,6 +98,7 @@ impl Control {
             issuer: self.issuer.clone(),
             resources: self.resources.clone(),
             xds,
+            ca,
         };
         let address = ([127, 0, 0, 1], self.port).into();
         let netns = netns.clone();
@@ -146,6 +152,7 @@ struct Service {
     issuer: Arc<CertifiedIssuer<'static, KeyPair>>,
     resources: Vec<Resource>,
     xds: bool,
+    ca: bool,
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
@@ -189,6 +196,9 @@ impl IstioCertificateService for Service {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
+        if !self.ca {
+            return Err(Status::unavailable("no certificates here"));
+        }
         let mut csr = CertificateSigningRequestParams::from_pem(&request.get_ref().csr)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         as_leaf(&mut csr.params);

@@ -407,6 +407,24 @@ async fn a_hand_over_refuses_nobody_and_a_crash_without_the_ca_fails_closed() {
     third.says(&["200 OK"]).await;
     node.exchange().await.unwrap();
 
+    // The CA is away and the rest of the control plane is not: who has certificates serves on, and who starts has
+    // the configuration alone, which serves nobody.
+    drop(control);
+    let control = node.control.start_without_ca();
+    node.exchange().await.unwrap();
+    third.kill();
+    let seen = node.seen.load(Ordering::SeqCst);
+    let mut third = node.proxy("third again");
+    third.says(&["503 ", "certificates: ", identity]).await;
+    third.logs(&["no certificates here"]).await;
+    let refused = tokio::time::timeout(Duration::from_secs(2), node.exchange()).await;
+    assert!(!matches!(refused, Ok(Ok(()))));
+    assert_eq!(node.seen.load(Ordering::SeqCst), seen, "it failed closed");
+    drop(control);
+    let control = node.control.start();
+    third.says(&["200 OK"]).await;
+    node.exchange().await.unwrap();
+
     // A crash that the CA survives: connections wait for the next proxy.
     third.kill();
     let waiting = tokio::spawn({
