@@ -1,7 +1,7 @@
 //! The shop: how it is asked, watched and overheard.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -27,18 +27,36 @@ pub(crate) const MANIFESTS: &str = concat!(
 pub(crate) const OPT_IN: &str = include_str!("steps/opt-in.yaml");
 /// The policy.
 pub(crate) const ONLY_API: &str = include_str!("steps/only-api.yaml");
-/// Who speaks to whom.
-pub(crate) const EDGES: [(&str, &str); 4] = [
-    ("customer", "web"),
-    ("web", "api"),
-    ("api", "postgres"),
-    ("api", "redis"),
+/// Who speaks to whom, and on which nodes they are.
+pub(crate) const EDGES: [Edge; 4] = [
+    Edge::new(("customer", 2), ("web", 1)),
+    Edge::new(("web", 1), ("api", 1)),
+    Edge::new(("api", 1), ("postgres", 2)),
+    Edge::new(("api", 1), ("redis", 2)),
 ];
 
 const NAMESPACE: &str = "shop";
 const PASSWORD: &[u8] = b"correct-horse-battery-staple";
 /// The longest that a change of configuration may take to be seen.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A pair of service accounts of which one connects to the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Edge {
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
+    nodes: [u8; 2],
+}
+
+impl Edge {
+    const fn new(from: (&'static str, u8), to: (&'static str, u8)) -> Self {
+        Self {
+            from: from.0,
+            to: to.0,
+            nodes: [from.1, to.1],
+        }
+    }
+}
 
 /// The SPIFFE ID of one of the shop's service accounts.
 pub(crate) fn identity(account: &str) -> String {
@@ -99,10 +117,8 @@ impl<'a> Shop<'a> {
             // One may be cut while its pods are enrolled.
             let order = self.order("probe");
             let mut missing = Vec::new();
-            for (from, to) in EDGES {
-                if self.find_edge(from, to)?.is_none() {
-                    missing.push(format!("{from} -> {to}"));
-                }
+            for edge in EDGES {
+                missing.extend(self.missing_ends(edge)?);
             }
             if missing.is_empty() {
                 return Ok(());
@@ -114,24 +130,25 @@ impl<'a> Shop<'a> {
         }
     }
 
-    fn access_log(&self) -> Result<String> {
-        Ok(self.lab.logs(Component::Ztunnel, 1)? + &self.lab.logs(Component::Ztunnel, 2)?)
-    }
-
-    /// A line of an access log about a connection between two identities in mutual TLS.
-    pub(crate) fn find_edge(&self, from: &str, to: &str) -> Result<Option<String>> {
-        let source = format!("src.identity={} ", identity(from));
-        let destination = format!("dst.identity={} ", identity(to));
-        Ok(self
-            .access_log()?
-            .lines()
-            .find(|line| {
-                let line = format!("{line} ");
-                line.contains(&source)
-                    && line.contains(&destination)
-                    && line.contains("security=mutual_tls")
-            })
-            .map(str::to_owned))
+    /// The ends of a pair, outbound and inbound, of which the ztunnel of their node has logged no
+    /// connection in mutual TLS between the two identities.
+    pub(crate) fn missing_ends(&self, edge: Edge) -> Result<Vec<String>> {
+        let source = format!(" src.identity={} ", identity(edge.from));
+        let destination = format!(" dst.identity={} ", identity(edge.to));
+        let mut missing = Vec::new();
+        for (direction, node) in ["outbound", "inbound"].into_iter().zip(edge.nodes) {
+            let direction = format!(" direction={direction} ");
+            let needles = [&direction, &source, &destination, " security=mutual_tls "];
+            let log = self.lab.logs(Component::Ztunnel, node)?;
+            if !log
+                .lines()
+                .any(|line| needles.iter().all(|n| line.contains(*n)))
+            {
+                let (from, to) = (edge.from, edge.to);
+                missing.push(format!("{from} -> {to}{direction}on node{node}"));
+            }
+        }
+        Ok(missing)
     }
 
     /// The line about a denied connection from an identity to PostgreSQL.
@@ -186,38 +203,39 @@ impl<'a> Shop<'a> {
         Ok(ztunnels.map(|ztunnel| ztunnel.generation).collect())
     }
 
-    /// Starts the customer's load on the web.
-    pub(crate) fn start_load(&self, seconds: f64, workers: u32) -> Result<Load> {
-        let (seconds, workers) = (seconds.to_string(), workers.to_string());
-        let command = [
-            "/usr/bin/python3",
-            "-u",
-            "/config/load.py",
-            "web",
-            &seconds,
-            &workers,
-        ];
+    /// Starts the customer's load on the web; it goes on until it is told to end.
+    pub(crate) fn start_load(&self, workers: u32) -> Result<Load> {
+        let workers = workers.to_string();
+        let command = ["/usr/bin/python3", "-u", "/config/load.py", "web", &workers];
         let mut child = self
             .lab
             .exec_command(NAMESPACE, "customer", &command)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("starting the load")?;
-        let mut lines = BufReader::new(child.stdout.take().context("stdout was piped")?);
-        let mut line = String::new();
-        lines.read_line(&mut line)?;
-        if line != "started\n" {
-            bail!("the load did not start: {line}");
+        let mut load = Load {
+            commands: child.stdin.take().context("stdin was piped")?,
+            lines: BufReader::new(child.stdout.take().context("stdout was piped")?),
+            child,
+        };
+        // It runs when answers have come.
+        let deadline = Instant::now() + PATIENCE;
+        while load.answers()? == 0 {
+            if Instant::now() > deadline {
+                bail!("the load had no answer in {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
-        std::thread::sleep(Duration::from_millis(500));
-        Ok(Load { child, lines })
+        Ok(load)
     }
 }
 
-/// A load that goes on.
+/// A load that goes on until it is told to end, or dropped.
 pub(crate) struct Load {
     child: Child,
-    lines: BufReader<std::process::ChildStdout>,
+    commands: ChildStdin,
+    lines: BufReader<ChildStdout>,
 }
 
 /// What became of a load.
@@ -230,10 +248,20 @@ pub(crate) struct LoadResult {
 }
 
 impl Load {
-    /// Waits for its end.
+    /// How many right answers there were until now.
+    pub(crate) fn answers(&mut self) -> Result<usize> {
+        writeln!(self.commands, "count").context("asking the load")?;
+        let mut line = String::new();
+        self.lines.read_line(&mut line)?;
+        let count = line.trim().parse();
+        count.with_context(|| format!("the load says {line:?}"))
+    }
+
+    /// Ends it: every connection that was begun is brought to its end.
     pub(crate) fn finish(mut self) -> Result<LoadResult> {
+        writeln!(self.commands, "end").context("ending the load")?;
         let mut result = LoadResult::default();
-        for line in self.lines.lines() {
+        for line in (&mut self.lines).lines() {
             let line = line?;
             match line.split_once('\t') {
                 Some((count, "ok")) => result.ok = count.parse()?,
@@ -245,6 +273,13 @@ impl Load {
             result.failed.push(format!("the load: {status}"));
         }
         Ok(result)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -262,7 +297,15 @@ impl Overheard {
         self.capture.count(PASSWORD) > 0
     }
 
-    /// Whether what was ordered stands there.
+    /// Whether what was ordered stands in what was sent to PostgreSQL.
+    pub(crate) fn shows_item_to_postgres(&self) -> bool {
+        let item = self.item.as_bytes();
+        self.capture.segments.iter().any(|segment| {
+            segment.destination.1 == 5432 && segment.payload.windows(item.len()).any(|w| w == item)
+        })
+    }
+
+    /// Whether what was ordered stands there, to whomever.
     pub(crate) fn shows_item(&self) -> bool {
         self.capture.count(self.item.as_bytes()) > 0
     }
@@ -311,5 +354,33 @@ impl Overheard {
             Ok(body) => body.clone(),
             Err(error) => format!("{error:#}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_would_take_the_manifests_and_each_pod_has_its_own_service_account() {
+        let objects = seine_lab::manifest::parse(MANIFESTS).unwrap();
+        let mut accounts = Vec::new();
+        for object in &objects {
+            let spec = match object["kind"].as_str().unwrap() {
+                "Pod" => &object["spec"],
+                "Deployment" | "StatefulSet" => &object["spec"]["template"]["spec"],
+                _ => continue,
+            };
+            for container in spec["containers"].as_array().unwrap() {
+                assert!(container["image"].is_string(), "no image: {container}");
+            }
+            let account = spec["serviceAccountName"].as_str().unwrap();
+            assert!(!accounts.contains(&account), "{account} has two pods");
+            assert!(objects.iter().any(|object| {
+                object["kind"] == "ServiceAccount" && object["metadata"]["name"] == account
+            }));
+            accounts.push(account);
+        }
+        assert_eq!(accounts.len(), 6, "{accounts:?}");
     }
 }
