@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             another_pods_plaintext_port_can_not_be_connected_to,
             another_pods_outbound_port_can_not_be_connected_to,
             garbage_on_every_port_harms_nobody,
+            garbage_on_the_pages_of_loopback_harms_nobody,
             datagrams_of_garbage_to_the_dns_proxy_harm_nobody,
             the_proxys_mark_on_a_pods_sockets_gets_past_nothing,
             a_probe_aimed_at_another_port_gets_nothing,

@@ -1,6 +1,9 @@
 //! Ports and addresses that a tunnel must not lead to, and ports that are not for others.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::{Context, Result, ensure};
+use seine_e2e::Family;
 use seine_e2e::attack::report::{Garbage, GarbageEnd};
 use seine_e2e::peer::report::Asked;
 use seine_lab::protocol::Component;
@@ -28,16 +31,21 @@ fn leads_nowhere(stage: &Stage, authority: &str, status: u16, reason: &str) -> R
 }
 
 pub(crate) fn a_tunnel_leads_to_no_address_but_the_pods(stage: &Stage) -> Result<()> {
-    let (neighbour, _) = stage.bed.pod_ips("mesh/other")?;
+    let neighbour = stage.bed.pod_ips("mesh/other")?;
     let reason = "is not an address of pod server";
-    leads_nowhere(stage, &format!("{neighbour}:8080"), 400, reason)?;
+    for family in Family::ALL {
+        let neighbour = SocketAddr::new(family.of(neighbour), 8080);
+        leads_nowhere(stage, &neighbour.to_string(), 400, reason)?;
+    }
     leads_nowhere(stage, &format!("{}:15012", stage.control()?), 400, reason)
 }
 
 pub(crate) fn a_tunnel_leads_to_none_of_the_proxys_own_ports(stage: &Stage) -> Result<()> {
     for port in [15001, 15006, 15008, 15053] {
-        let authority = stage.server(port)?.to_string();
-        leads_nowhere(stage, &authority, 503, "is the proxy's own")?;
+        for family in Family::ALL {
+            let authority = stage.server_by(family, port)?.to_string();
+            leads_nowhere(stage, &authority, 503, "is the proxy's own")?;
+        }
     }
     Ok(())
 }
@@ -52,26 +60,24 @@ pub(crate) fn a_tunnel_leads_not_to_loopback(stage: &Stage) -> Result<()> {
 /// Plaintext to a port of the pod brings nothing, from outside of the mesh and from a pod in it;
 /// the same to the application's port does.
 fn is_closed_to_others(stage: &Stage, port: u16) -> Result<()> {
-    let address = stage.server(port)?;
-    let host = address.ip().to_string();
-    for from in [ATTACKER, "mesh/client"] {
-        let asked: Asked = stage.bed.ask(from, &host, port, "let me in")?;
-        ensure!(asked.was_refused(), "{from} to {address}: {asked:?}");
-        stage.bed.echoes(from, &host, 8080)?;
-    }
-    let (attacker, _) = stage.bed.pod_ips(ATTACKER)?;
-    let (client, _) = stage.bed.pod_ips("mesh/client")?;
-    let reason = format!("{address} is the proxy's own");
-    for (source, security) in [(attacker, "none"), (client, "mutual_tls")] {
-        stage.bed.await_ztunnel(
-            2,
-            &[
-                "connection denied direction=inbound",
-                &format!("security={security}"),
-                &format!("src.addr={source}:"),
-                &reason,
-            ],
-        )?;
+    for family in Family::ALL {
+        let address = stage.server_by(family, port)?;
+        let host = address.ip().to_string();
+        let reason = format!("{address} is the proxy's own");
+        for (from, security) in [(ATTACKER, "none"), ("mesh/client", "mutual_tls")] {
+            let asked: Asked = stage.bed.ask(from, &host, port, "let me in")?;
+            ensure!(asked.was_refused(), "{from} to {address}: {asked:?}");
+            stage.bed.echoes(from, &host, 8080)?;
+            let source = match family.of(stage.bed.pod_ips(from)?) {
+                IpAddr::V4(v4) => format!("src.addr={v4}:"),
+                IpAddr::V6(v6) => format!("src.addr=[{v6}]:"),
+            };
+            let security = format!("security={security}");
+            let denied = "connection denied direction=inbound";
+            stage
+                .bed
+                .await_ztunnel(2, &[denied, &security, &source, &reason])?;
+        }
     }
     Ok(())
 }
@@ -168,5 +174,33 @@ pub(crate) fn garbage_on_every_port_harms_nobody(stage: &Stage) -> Result<()> {
         stage.bed.process(Component::Ztunnel, Some(2))? == process,
         "ztunnel did not survive"
     );
+    Ok(())
+}
+
+/// The pages that only loopback of their own network reaches, which a compromised neighbour there does.
+pub(crate) fn garbage_on_the_pages_of_loopback_harms_nobody(stage: &Stage) -> Result<()> {
+    for (component, node, port, page) in [
+        (Component::Ztunnel, Some(2), 15000, "/config_dump"),
+        (Component::Agent, Some(2), 15010, "/status"),
+        (Component::Control, None, 15014, "/status"),
+    ] {
+        let process = stage.bed.process(component, node)?;
+        let page = || stage.bed.page(component, node, port, page);
+        page()?;
+        let address = format!("127.0.0.1:{port}");
+        let reports: Vec<Garbage> = stage.attack_within(process, &["garbage", &address])?;
+        for report in reports {
+            // A connection was there and has ended, with an HTTP error at most.
+            ensure!(report.local.is_some(), "{report:?}");
+            ensure!(report.received < 512, "{report:?}");
+            ensure!(report.end == GarbageEnd::Ended, "{report:?}");
+        }
+        // The twin: the page.
+        page()?;
+        ensure!(
+            stage.bed.process(component, node)? == process,
+            "{component:?} did not survive"
+        );
+    }
     Ok(())
 }

@@ -3,16 +3,17 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256,
 };
-use seine_e2e::Bed;
 use seine_e2e::bed::peer_program;
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
 use seine_e2e::trial::Shared;
+use seine_e2e::{Bed, Family};
 use seine_lab::Options;
 use seine_lab::protocol::Component;
 use seine_lab::token::KEY_VARIABLE;
@@ -124,9 +125,30 @@ impl Stage {
             .with_context(|| format!("{arguments:?} in {pod} said {:?}", output.stdout))
     }
 
+    /// Runs the attackers' program in the network of a process and reads its report.
+    pub(crate) fn attack_within<T: DeserializeOwned>(
+        &self,
+        process: i32,
+        arguments: &[&str],
+    ) -> Result<T> {
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/proc/{process}/ns/net"))
+            .arg(program())
+            .args(arguments)
+            .output()
+            .context("running nsenter")?;
+        ensure!(output.status.success(), "{arguments:?}: {output:?}");
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?}: {output:?}"))
+    }
+
     /// The attacked pod's IPv4 address with a port.
     pub(crate) fn server(&self, port: u16) -> Result<SocketAddr> {
-        Ok(SocketAddr::new(self.bed.pod_ips(SERVER)?.0, port))
+        self.server_by(Family::V4, port)
+    }
+
+    /// The attacked pod's address of a family with a port.
+    pub(crate) fn server_by(&self, family: Family, port: u16) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(family.of(self.bed.pod_ips(SERVER)?), port))
     }
 
     /// The lab's own folder.
