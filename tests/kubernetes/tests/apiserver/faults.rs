@@ -56,7 +56,7 @@ pub(crate) fn an_api_server_that_fails_in_every_way_costs_no_knowledge_and_no_ch
         proxy.set(Fault::None);
 
         within(
-            patience,
+            PATIENCE,
             &format!("{what} is over, and the change known"),
             || Ok(knows(&name)?.then_some(())),
         )?;
