@@ -160,7 +160,7 @@ fn rules(from: &dyn Fn(Value) -> Value, to: &dyn Fn(Value) -> Value) -> Vec<(Val
             "spec.rules[0].from[0].principals[0]",
         ),
         (
-            from(json!({"notPrincipals": ["http://x/y"]})),
+            from(json!({"notPrincipals": ["nonsense"]})),
             "spec.rules[0].from[0].notPrincipals[0]",
         ),
         (
@@ -180,7 +180,7 @@ fn rules(from: &dyn Fn(Value) -> Value, to: &dyn Fn(Value) -> Value) -> Vec<(Val
             "spec.rules[0].from[0].notNamespaces[0]",
         ),
         (
-            from(json!({"ipBlocks": ["10.0.0.0/33"]})),
+            from(json!({"ipBlocks": ["10.0.0.0/1000"]})),
             "spec.rules[0].from[0].ipBlocks[0]",
         ),
         (

@@ -47,6 +47,19 @@ pub(crate) fn an_object_is_told_what_became_of_it_and_nothing_is_written_when_no
     let managers = own["metadata"]["managedFields"].to_string();
     ensure!(managers.contains("\"seine-control\""), "{managers}");
 
+    step("what the schema can't say is told by a condition");
+    let block = json!([{"from": [{"ipBlocks": ["10.0.0.0/33"]}]}]);
+    bed.cluster
+        .apply(&[authorization("told", "unsaid", "db", "Allow", block)])?;
+    let unsaid = ["-n", "told", "authorizationpolicy", "unsaid"];
+    let accepted = bed.await_condition(&unsaid, "Accepted", "False", 1)?;
+    ensure!(
+        accepted["message"]
+            .to_string()
+            .contains("spec.rules[0].from[0].ipBlocks[0]"),
+        "{accepted}"
+    );
+
     step("another generation");
     bed.cluster.apply(&[policy("db", 5433)])?;
     bed.await_condition(&db, "Accepted", "True", 2)?;
