@@ -73,16 +73,26 @@ fn without_a_failure(load: Running) -> Result<()> {
     Ok(())
 }
 
-/// The images of all the mesh's pods that run.
-fn tags(bed: &Bed) -> Result<Vec<String>> {
-    let pods = bed.cluster.get(&["-n", SYSTEM, "pods"])?;
-    let pods = pods["items"].as_array().cloned().unwrap_or_default();
-    let image = |pod: &serde_json::Value| {
-        pod["spec"]["containers"][0]["image"]
-            .as_str()
-            .map(str::to_owned)
-    };
-    Ok(pods.iter().filter_map(image).collect())
+/// Waits until every pod of the mesh, the last one that drains too, is of the other tag, or of the chart's.
+fn await_tag(bed: &Bed, next: bool) -> Result<()> {
+    within(
+        PATIENCE,
+        "all of the mesh's pods are of one version",
+        || {
+            let pods = bed.cluster.get(&["-n", SYSTEM, "pods"])?;
+            let pods = pods["items"].as_array().cloned().unwrap_or_default();
+            let image = |pod: &serde_json::Value| {
+                let image = pod["spec"]["containers"][0]["image"].as_str();
+                image.unwrap_or_default().to_owned()
+            };
+            let all: Vec<_> = pods.iter().map(image).collect();
+            ensure!(
+                all.iter().all(|image| image.ends_with(NEXT) == next),
+                "{all:?}"
+            );
+            Ok(Some(()))
+        },
+    )
 }
 
 pub(crate) fn an_upgrade_and_a_rollback_under_load_fail_no_connection(bed: &Bed) -> Result<()> {
@@ -93,16 +103,14 @@ pub(crate) fn an_upgrade_and_a_rollback_under_load_fail_no_connection(bed: &Bed)
     step("docs/UPGRADE.md, to the other tag");
     bed.set_values(Some(NEXT))?;
     bed.follow_one("UPGRADE.md", 0)?;
-    let all = tags(bed)?;
-    ensure!(all.iter().all(|image| image.ends_with(NEXT)), "{all:?}");
+    await_tag(bed, true)?;
     without_a_failure(under_load)?;
     step("docs/UPGRADE.md: back");
     let under_load = load(bed)?;
     bed.follow_one("UPGRADE.md", 1)?;
     bed.set_values(None)?;
     without_a_failure(under_load)?;
-    let all = tags(bed)?;
-    ensure!(!all.iter().any(|image| image.ends_with(NEXT)), "{all:?}");
+    await_tag(bed, false)?;
     bed.script("control-plane", "seine check").map(drop)
 }
 
