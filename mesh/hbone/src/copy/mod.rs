@@ -7,7 +7,7 @@
 //! beyond what the flow control of its two sides holds; received bytes are given back to the
 //! sender's window only when the other side's socket has taken them; an orderly end (FIN,
 //! END_STREAM) passes as such and in its direction only, everything else ends both directions as a
-//! reset (RST, RST_STREAM). Dropping the future resets both sides, too: that is how a connection is
+//! reset (RST, RST_STREAM), also while bytes wait for a side that takes none. Dropping the future resets both sides, too: that is how a connection is
 //! cut. So does the end of the process, even by SIGKILL: an answer that was cut off never looks
 //! like a whole one.
 
@@ -15,6 +15,8 @@ mod plain;
 mod tunnel;
 
 use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -22,7 +24,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -103,7 +105,7 @@ pub enum Ended {
     /// Both directions were finished.
     Finished,
     /// A side's TCP connection failed, most often by a reset.
-    Tcp(Side, std::io::Error),
+    Tcp(Side, io::Error),
     /// The stream was reset, or its tunnel broke.
     Stream(StreamError),
     /// Nothing moved for the time limit.
@@ -169,24 +171,83 @@ thread_local! {
 }
 
 /// Reads up to `limit` bytes, once the socket has some: no memory is taken before.
-fn poll_read(
-    tcp: &mut TcpStream,
-    cx: &mut Context<'_>,
-    limit: usize,
-) -> Poll<std::io::Result<Bytes>> {
-    if limit <= SMALLEST_BATCH {
-        return SCRATCH.with_borrow_mut(|scratch| {
-            let mut read = ReadBuf::new(&mut scratch[..limit]);
-            ready!(Pin::new(tcp).poll_read(cx, &mut read))?;
-            Poll::Ready(Ok(Bytes::copy_from_slice(read.filled())))
-        });
+fn poll_read(tcp: &TcpStream, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<Bytes>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        let read = if limit <= SMALLEST_BATCH {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let buffer = &mut scratch[..limit];
+                let read = attempt(tcp, Interest::READABLE, limit, || tcp.try_read(buffer))?;
+                Ok(Bytes::copy_from_slice(&scratch[..read]))
+            })
+        } else {
+            let mut buffer = BytesMut::with_capacity(limit);
+            let mut limited = (&mut buffer).limit(limit);
+            attempt(tcp, Interest::READABLE, limit, || {
+                tcp.try_read_buf(&mut limited)
+            })
+            .map(|_| buffer.freeze())
+        };
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return Poll::Ready(read),
+        }
     }
-    let mut buffer = BytesMut::with_capacity(limit);
-    let mut limited = (&mut buffer).limit(limit);
-    // The future holds nothing but its arguments: making it anew each time loses nothing.
-    let read = std::pin::pin!(tcp.read_buf(&mut limited));
-    ready!(std::future::Future::poll(read, cx))?;
-    Poll::Ready(Ok(buffer.freeze()))
+}
+
+/// Writes as much as the socket takes.
+fn poll_write(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let all = pieces.iter().map(|piece| piece.len()).sum();
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        let write = || match pieces {
+            [piece] => tcp.try_write(piece),
+            pieces => tcp.try_write_vectored(pieces),
+        };
+        match attempt(tcp, Interest::WRITABLE, all, write) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
+    }
+}
+
+/// A system call that moves up to `most` bytes. One that moves fewer has emptied or filled the socket, which is then
+/// not ready any more: no second call has to find that out. The same that tokio does where it has the socket to itself.
+fn attempt(
+    tcp: &TcpStream,
+    interest: Interest,
+    most: usize,
+    call: impl FnOnce() -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut fewer = None;
+    let moved = tcp.try_io(interest, || match call()? {
+        moved if 0 < moved && moved < most => {
+            fewer = Some(moved);
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+        moved => Ok(moved),
+    });
+    fewer.map_or(moved, Ok)
+}
+
+/// Finishes a socket's sending direction.
+fn finish(tcp: &TcpStream) -> io::Result<()> {
+    SockRef::from(tcp).shutdown(Shutdown::Write)
+}
+
+/// Done when a socket fails, and why.
+///
+/// Who waits for bytes of a socket learns of its reset from the read. But who holds bytes that the
+/// other side doesn't take waits for no more of them, perhaps for ever.
+async fn failed(tcp: &TcpStream) -> io::Error {
+    // Fails only when the runtime ends.
+    let _ = tcp.ready(Interest::ERROR).await;
+    let error = tcp.take_error().ok().flatten();
+    error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
 }
 
 /// The time limits. Costs a connection nothing when there is none, and one timer otherwise, which

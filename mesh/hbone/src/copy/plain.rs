@@ -1,17 +1,17 @@
 //! TCP to TCP, for destinations outside of the mesh.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::io::IoSlice;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 use super::{
     Batch, CopyEnd, CopyOptions, Counters, Ended, Side, Watchdog, end_as_reset, end_in_order,
-    poll_read,
+    failed, finish, poll_read, poll_write,
 };
 
 /// Moves bytes both ways between two connections, until both directions are finished or one fails.
@@ -25,31 +25,32 @@ pub fn copy_plain<'a>(
     end_as_reset(&first);
     end_as_reset(&second);
     let mut join = Join {
-        first,
-        second,
         forth: Direction::new(Side::First),
         back: Direction::new(Side::Second),
         watchdog: Watchdog::new(),
     };
     async move {
-        let how = poll_fn(|cx| join.poll(cx, options, counters)).await;
-        join.end(how, counters)
-    }
-}
-
-struct Join {
-    first: TcpStream,
-    second: TcpStream,
-    forth: Direction,
-    back: Direction,
-    watchdog: Watchdog,
-}
-
-impl Join {
-    fn end(&mut self, how: Ended, counters: &Counters) -> CopyEnd {
+        let (mut first_failed, mut second_failed) = (pin!(failed(&first)), pin!(failed(&second)));
+        let how = poll_fn(|cx| {
+            if let Poll::Ready(how) = join.poll(cx, &first, &second, options, counters) {
+                return Poll::Ready(how);
+            }
+            if !join.forth.reads()
+                && let Poll::Ready(error) = first_failed.as_mut().poll(cx)
+            {
+                return Poll::Ready(Ended::Tcp(Side::First, error));
+            }
+            if !join.back.reads()
+                && let Poll::Ready(error) = second_failed.as_mut().poll(cx)
+            {
+                return Poll::Ready(Ended::Tcp(Side::Second, error));
+            }
+            Poll::Pending
+        });
+        let how = how.await;
         if matches!(how, Ended::Finished) {
-            end_in_order(&self.first);
-            end_in_order(&self.second);
+            end_in_order(&first);
+            end_in_order(&second);
         }
         CopyEnd {
             how,
@@ -57,14 +58,23 @@ impl Join {
             back: counters.back(),
         }
     }
+}
 
+struct Join {
+    forth: Direction,
+    back: Direction,
+    watchdog: Watchdog,
+}
+
+impl Join {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
+        first: &TcpStream,
+        second: &TcpStream,
         options: &CopyOptions,
         counters: &Counters,
     ) -> Poll<Ended> {
-        let (first, second) = (&mut self.first, &mut self.second);
         let mut moved = false;
         let forth = self
             .forth
@@ -111,11 +121,16 @@ impl Direction {
         }
     }
 
+    /// Whether it waits for bytes, and so learns of its source's end.
+    fn reads(&self) -> bool {
+        self.held.is_empty() && !self.ending
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &TcpStream,
+        to: &TcpStream,
         count: &AtomicU64,
         moved: &mut bool,
     ) -> Poll<Result<(), Ended>> {
@@ -129,15 +144,15 @@ impl Direction {
         let write_error = |error| Ended::Tcp(sink, error);
         while !self.finished {
             if !self.held.is_empty() {
-                let written =
-                    ready!(Pin::new(&mut *to).poll_write(cx, &self.held)).map_err(write_error)?;
+                let piece = [IoSlice::new(&self.held)];
+                let written = ready!(poll_write(to, cx, &piece)).map_err(write_error)?;
                 self.held.advance(written);
                 count.fetch_add(written as u64, Ordering::Relaxed);
                 *moved = true;
                 continue;
             }
             if self.ending {
-                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(write_error)?;
+                finish(to).map_err(write_error)?;
                 self.finished = true;
                 break;
             }

@@ -2,18 +2,17 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::IoSlice;
-use std::pin::Pin;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 use super::{
     Batch, CopyEnd, CopyOptions, Counters, Ended, LARGEST_BATCH, Side, Watchdog, end_as_reset,
-    end_in_order, poll_read,
+    end_in_order, failed, finish, poll_read, poll_write,
 };
 use crate::error::{Reason, StreamError};
 use crate::stream::{Reset, Stream};
@@ -32,7 +31,6 @@ pub fn copy<'a>(
 ) -> impl Future<Output = CopyEnd> + Send + use<'a> {
     end_as_reset(&tcp);
     let mut join = Join {
-        tcp,
         stream,
         options,
         counters,
@@ -45,13 +43,13 @@ pub fn copy<'a>(
         orderly: false,
     };
     async move {
-        let how = poll_fn(|cx| join.poll(cx)).await;
-        join.end(how)
+        let mut failed = pin!(failed(&tcp));
+        let how = poll_fn(|cx| join.poll(cx, &tcp, failed.as_mut())).await;
+        join.end(how, &tcp)
     }
 }
 
 struct Join<'a> {
-    tcp: TcpStream,
     stream: Stream,
     options: &'a CopyOptions,
     counters: &'a Counters,
@@ -74,10 +72,10 @@ enum Receiving {
 }
 
 impl Join<'_> {
-    fn end(&mut self, how: Ended) -> CopyEnd {
+    fn end(&mut self, how: Ended, tcp: &TcpStream) -> CopyEnd {
         self.orderly = matches!(how, Ended::Finished);
         if self.orderly {
-            end_in_order(&self.tcp);
+            end_in_order(tcp);
         }
         CopyEnd {
             how,
@@ -86,15 +84,27 @@ impl Join<'_> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        tcp: &TcpStream,
+        mut failed: Pin<&mut impl Future<Output = io::Error>>,
+    ) -> Poll<Ended> {
         let mut moved = false;
         if self.receiving != Receiving::Finished
-            && let Poll::Ready(Err(ended)) = self.poll_receive(cx, &mut moved)
+            && let Poll::Ready(Err(ended)) = self.poll_receive(cx, tcp, &mut moved)
         {
             return Poll::Ready(ended);
         }
         if self.sending
-            && let Poll::Ready(Err(ended)) = self.poll_send(cx, &mut moved)
+            && let Poll::Ready(Err(ended)) = self.poll_send(cx, tcp, failed.as_mut(), &mut moved)
+        {
+            return Poll::Ready(ended);
+        }
+        // Who waits for the stream's bytes learns of a reset from them.
+        if !(self.receiving == Receiving::Open && self.has_room())
+            && let Poll::Ready(error) = self.stream.poll_reset(cx)
+            && let Err(ended) = self.not_wanted(error)
         {
             return Poll::Ready(ended);
         }
@@ -102,29 +112,34 @@ impl Join<'_> {
         if received && !self.sending {
             return Poll::Ready(Ended::Finished);
         }
+        if !self.sending
+            && let Poll::Ready(error) = failed.poll(cx)
+        {
+            return Poll::Ready(error.into());
+        }
         self.watchdog
             .poll(cx, self.options, moved, received || !self.sending)
     }
 
     /// TCP to stream.
-    fn poll_send(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<Result<(), Ended>> {
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        tcp: &TcpStream,
+        failed: Pin<&mut impl Future<Output = io::Error>>,
+        moved: &mut bool,
+    ) -> Poll<Result<(), Ended>> {
         loop {
-            if self.tcp.poll_read_ready(cx)?.is_pending() {
-                // Who doesn't read from the stream any more learns of a reset only here.
-                if self.receiving == Receiving::Open {
-                    return Poll::Pending;
-                }
-                let error = ready!(self.stream.poll_reset(cx));
-                return Poll::Ready(self.not_wanted(error));
-            }
+            ready!(tcp.poll_read_ready(cx))?;
             // The capacity comes from the whole tunnel's: it is asked for only when bytes wait, and
             // what was not used is given back.
             let wanted = self.batch.size();
-            let capacity = match ready!(self.stream.poll_capacity(cx, wanted)) {
-                Ok(capacity) => capacity,
-                Err(error) => return Poll::Ready(self.not_wanted(error)),
+            let capacity = match self.stream.poll_capacity(cx, wanted) {
+                Poll::Ready(Ok(capacity)) => capacity,
+                Poll::Ready(Err(error)) => return Poll::Ready(self.not_wanted(error)),
+                Poll::Pending => return failed.poll(cx).map(|error| Err(error.into())),
             };
-            let bytes = match poll_read(&mut self.tcp, cx, capacity) {
+            let bytes = match poll_read(tcp, cx, capacity) {
                 Poll::Ready(bytes) => bytes?,
                 Poll::Pending => {
                     self.stream.give_back();
@@ -152,23 +167,30 @@ impl Join<'_> {
 
     /// The stream takes no more bytes.
     fn not_wanted(&mut self, error: StreamError) -> Result<(), Ended> {
-        let early = error == StreamError::Reset(Reason(h2::Reason::NO_ERROR));
-        if early && self.receiving != Receiving::Open {
+        if error == StreamError::Reset(Reason(h2::Reason::NO_ERROR)) {
             // RFC 9113, section 8.1: all was answered, and no more is wanted. The same as an
-            // application that closes its socket after its last byte.
+            // application that closes its socket after its last byte. Whether all has arrived is
+            // what the bytes end with.
             self.sending = false;
             return Ok(());
         }
         Err(Ended::Stream(error))
     }
 
+    /// Whether more bytes are asked for before those that are held are written.
+    fn has_room(&self) -> bool {
+        self.held < LARGEST_BATCH && self.pieces.len() < PIECES
+    }
+
     /// Stream to TCP.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, moved: &mut bool) -> Poll<Result<(), Ended>> {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        tcp: &TcpStream,
+        moved: &mut bool,
+    ) -> Poll<Result<(), Ended>> {
         loop {
-            while self.receiving == Receiving::Open
-                && self.held < LARGEST_BATCH
-                && self.pieces.len() < PIECES
-            {
+            while self.receiving == Receiving::Open && self.has_room() {
                 match self.stream.poll_data(cx) {
                     Poll::Ready(Some(Ok(bytes))) => {
                         self.held += bytes.len();
@@ -184,11 +206,11 @@ impl Join<'_> {
                 if self.receiving == Receiving::Open {
                     return Poll::Pending;
                 }
-                ready!(Pin::new(&mut self.tcp).poll_shutdown(cx))?;
+                finish(tcp)?;
                 self.receiving = Receiving::Finished;
                 return Poll::Ready(Ok(()));
             }
-            let written = ready!(self.poll_write(cx))?;
+            let written = ready!(self.poll_write(cx, tcp))?;
             *moved = true;
             self.counters
                 .back
@@ -197,17 +219,12 @@ impl Join<'_> {
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        let tcp = Pin::new(&mut self.tcp);
-        if let [piece] = self.pieces.make_contiguous() {
-            return tcp.poll_write(cx, piece);
-        }
+    fn poll_write(&self, cx: &mut Context<'_>, tcp: &TcpStream) -> Poll<io::Result<usize>> {
         let mut slices = [IoSlice::new(&[]); PIECES];
-        let pieces = self.pieces.len();
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
             *slice = IoSlice::new(piece);
         }
-        tcp.poll_write_vectored(cx, &slices[..pieces])
+        poll_write(tcp, cx, &slices[..self.pieces.len()])
     }
 
     /// The socket has taken so many bytes: the peer may send as many.
@@ -226,8 +243,8 @@ impl Join<'_> {
     }
 }
 
-impl From<std::io::Error> for Ended {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
         Self::Tcp(Side::First, error)
     }
 }

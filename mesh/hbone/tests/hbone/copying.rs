@@ -187,6 +187,78 @@ async fn a_reset_by_either_application_reaches_the_other_as_a_reset() {
     }
 }
 
+/// Writes until nothing is taken any more.
+async fn fill(writer: &mut TcpStream) -> usize {
+    let piece = pattern(1 << 20);
+    let mut written = 0usize;
+    let full = Duration::from_millis(300);
+    while let Ok(count) = tokio::time::timeout(full, writer.write(&piece)).await {
+        written += count.unwrap();
+        assert!(written < 64 << 20, "nothing stops the writer");
+    }
+    written
+}
+
+#[tokio::test]
+async fn a_reset_passes_the_bytes_that_wait_for_a_reader_that_never_reads() {
+    for case in 0..8 {
+        let (meshed, client_writes, writer_resets) = (case & 1 == 0, case & 2 == 0, case & 4 == 0);
+        let joined = joined(meshed, CopyOptions::default()).await;
+        let (mut writer, reader) = match client_writes {
+            true => (joined.client, joined.server),
+            false => (joined.server, joined.client),
+        };
+        fill(&mut writer).await;
+        let (by, mut at) = match writer_resets {
+            true => (writer, reader),
+            false => (reader, writer),
+        };
+        by.set_zero_linger().unwrap();
+        drop(by);
+        // Nobody reads until both ends of the mesh have let go.
+        let case = format!("{meshed} {client_writes} {writer_resets}");
+        let both = async {
+            joined.outbound.await.unwrap();
+            if let Some(inbound) = joined.inbound {
+                inbound.await.unwrap();
+            }
+        };
+        let seen = tokio::time::timeout(Duration::from_secs(20), both).await;
+        assert!(seen.is_ok(), "the reset is not passed on: {case}");
+        let mut left = Vec::new();
+        let error = at.read_to_end(&mut left).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_reset_after_the_end_of_the_request_reaches_the_other_side() {
+    for meshed in [true, false] {
+        let mut joined = joined(meshed, CopyOptions::default()).await;
+        joined.client.shutdown().await.unwrap();
+        assert_eq!(joined.server.read(&mut [0]).await.unwrap(), 0);
+        joined.client.set_zero_linger().unwrap();
+        drop(joined.client);
+        let ended = tokio::time::timeout(Duration::from_secs(20), joined.outbound).await;
+        assert!(ended.is_ok(), "the reset is not passed on: {meshed}");
+        if let Some(inbound) = joined.inbound {
+            inbound.await.unwrap();
+        }
+        let error = joined.server.write_all(b"late").await.err();
+        let error = match error {
+            Some(error) => error,
+            None => joined.server.write_all(b"later").await.unwrap_err(),
+        };
+        assert!(
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+            ),
+            "{error}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_is_cut_is_a_reset_to_both_applications() {
     for meshed in [true, false] {
@@ -258,13 +330,7 @@ async fn copy_until_killed(task: &str) {
 async fn a_writer_is_stopped_by_a_reader_that_stalls_and_goes_on_with_it() {
     for meshed in [true, false] {
         let mut joined = joined(meshed, CopyOptions::default()).await;
-        let piece = pattern(1 << 20);
-        let mut written = 0usize;
-        let full = Duration::from_millis(300);
-        while let Ok(count) = tokio::time::timeout(full, joined.client.write(&piece)).await {
-            written += count.unwrap();
-            assert!(written < 64 << 20, "nothing stops the writer");
-        }
+        let written = fill(&mut joined.client).await;
         let mut got = vec![0; written];
         joined.server.read_exact(&mut got).await.unwrap();
         joined.client.write_all(b"more").await.unwrap();
