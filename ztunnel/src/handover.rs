@@ -376,6 +376,7 @@ mod tests {
         let ca = TestCa::new("cluster.local");
         let identity = ca.identity("shop", "web");
         let old = manager(Some(ca));
+        old.prefetch(&identity);
         let serial = old.get(&identity).await.unwrap().svid().serial().to_owned();
         let serving = tokio::spawn({
             let socket = socket.clone();

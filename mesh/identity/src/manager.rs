@@ -181,16 +181,22 @@ impl CertificateManager {
         async move { while alive.changed().await.is_ok() {} }
     }
 
-    /// The credentials of an identity; asks for a certificate if there is none, and waits for it.
+    /// The credentials of an identity that was [prefetched](Self::prefetch); waits for its certificate if there is none.
     ///
     /// # Errors
     ///
-    /// When none comes in time, or the CA refuses.
+    /// When none comes in time, or the CA refuses; at once when no pod has the identity: the connections of one that is
+    /// gone don't have its certificate made again.
     pub async fn get(&self, identity: &Identity) -> Result<Arc<Credentials>, CertificateError> {
         let shared = &self.shared;
         let (mut slot, since) = match shared.current_or_subscribe(identity) {
-            Ok(credentials) => return Ok(credentials),
-            Err(waiting) => waiting,
+            Some(Ok(credentials)) => return Ok(credentials),
+            Some(Err(waiting)) => waiting,
+            None => {
+                return Err(CertificateError::Forgotten {
+                    identity: identity.clone(),
+                });
+            }
         };
         let deadline = Instant::now() + shared.options.wait;
         let waited = shared.now().duration_since(since).unwrap_or_default();
@@ -226,9 +232,10 @@ impl CertificateManager {
         entries.by_identity.get(identity)?.usable(self.shared.now())
     }
 
-    /// Has a certificate made without waiting for it: a pod with this identity came.
+    /// Has a certificate made, and renewed until it is [forgotten](Self::forget), without waiting for it: a pod with this
+    /// identity came.
     pub fn prefetch(&self, identity: &Identity) {
-        let _ = self.shared.current_or_subscribe(identity);
+        self.shared.hold(identity);
     }
 
     /// The last pod with this identity is gone: its key is dropped, and callers that wait fail.

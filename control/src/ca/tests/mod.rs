@@ -456,6 +456,7 @@ async fn the_manager_renews_from_the_real_ca_while_the_root_rotates() {
     let bundles = Arc::new(SharedBundles::default());
     let manager = CertificateManager::new(Arc::new(client), Arc::clone(&bundles), options);
     let identity = id("shop/sa/api");
+    manager.prefetch(&identity);
     let first = manager.get(&identity).await.unwrap();
     assert_eq!(
         bundles

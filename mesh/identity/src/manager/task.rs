@@ -60,6 +60,9 @@ pub(super) struct Slot {
     pub(super) refusal: Option<Arc<SourceError>>,
 }
 
+/// What to wait for, and since when the identity is held.
+pub(super) type Waiting = (watch::Receiver<Slot>, SystemTime);
+
 impl Entry {
     fn new(number: u64, now: SystemTime) -> Self {
         Self {
@@ -328,26 +331,33 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    pub(super) fn current_or_subscribe(
-        &self,
-        identity: &Identity,
-    ) -> Result<Arc<Credentials>, (watch::Receiver<Slot>, SystemTime)> {
+    /// Makes an entry for an identity that has none.
+    pub(super) fn hold(&self, identity: &Identity) {
         let now = self.now();
         let mut entries = self.entries.lock();
         let before = entries.created;
-        let entry = entries.entry(identity, now);
+        entries.entry(identity, now);
+        if entries.created != before {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The credentials of an identity, or what to wait for and since when the identity is held; none if it isn't.
+    pub(super) fn current_or_subscribe(
+        &self,
+        identity: &Identity,
+    ) -> Option<Result<Arc<Credentials>, Waiting>> {
+        let now = self.now();
+        let entries = self.entries.lock();
+        let entry = entries.by_identity.get(identity)?;
         if let Some(credentials) = entry.usable(now) {
-            return Ok(credentials);
+            return Some(Ok(credentials));
         }
         if entry.slot.borrow().credentials.is_some() {
             // Ended this instant; the task didn't notice yet.
             entry.slot.send_modify(|slot| slot.credentials = None);
         }
-        let waiting = (entry.slot.subscribe(), entry.since);
-        if entries.created != before {
-            self.wake.notify_one();
-        }
-        Err(waiting)
+        Some(Err((entry.slot.subscribe(), entry.since)))
     }
 
     pub(super) fn last_error(&self, identity: &Identity) -> Option<Arc<SourceError>> {

@@ -17,6 +17,7 @@ use crate::renewal::CertificateState;
 use crate::source::{CertificateSource, SourceError};
 use crate::svid::Svid;
 use crate::testing::{TestCa, TestLeaf};
+use crate::tls::Credentials;
 
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -105,6 +106,18 @@ fn set_up_with(permits: usize, mut options: ManagerOptions) -> (Arc<FakeCa>, Cer
     )
 }
 
+/// The first use of an identity, or a later one: a pod with it comes, and waits.
+trait Held {
+    async fn held(&self, identity: &Identity) -> Result<Arc<Credentials>, CertificateError>;
+}
+
+impl Held for CertificateManager {
+    async fn held(&self, identity: &Identity) -> Result<Arc<Credentials>, CertificateError> {
+        self.prefetch(identity);
+        self.get(identity).await
+    }
+}
+
 fn id(name: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{name}")
         .parse()
@@ -118,7 +131,7 @@ async fn concurrent_callers_share_one_request() {
         let manager = manager.clone();
         async move {
             manager
-                .get(&id("api"))
+                .held(&id("api"))
                 .await
                 .unwrap()
                 .svid()
@@ -129,7 +142,7 @@ async fn concurrent_callers_share_one_request() {
     let mut serials = futures::future::join_all(calls).await;
     serials.dedup();
     assert_eq!((serials.len(), ca.asked()), (1, 1));
-    manager.get(&id("api")).await.unwrap();
+    manager.held(&id("api")).await.unwrap();
     assert_eq!(ca.asked(), 1);
     assert_eq!(manager.bundles().load().trust_domains().count(), 1);
 }
@@ -137,17 +150,17 @@ async fn concurrent_callers_share_one_request() {
 #[tokio::test(start_paused = true)]
 async fn a_certificate_is_renewed_at_half_life_and_the_old_one_serves_until_then() {
     let (ca, manager) = set_up();
-    let first = manager.get(&id("api")).await.unwrap();
+    let first = manager.held(&id("api")).await.unwrap();
     let mut changes = manager.changes();
     changes.mark_unchanged();
     sleep(LIFETIME.mul_f64(0.44)).await;
     assert_eq!(
-        manager.get(&id("api")).await.unwrap().svid().serial(),
+        manager.held(&id("api")).await.unwrap().svid().serial(),
         first.svid().serial()
     );
     sleep(LIFETIME.mul_f64(0.12)).await;
     assert_ne!(
-        manager.get(&id("api")).await.unwrap().svid().serial(),
+        manager.held(&id("api")).await.unwrap().svid().serial(),
         first.svid().serial()
     );
     assert_eq!(ca.asked(), 2);
@@ -157,7 +170,7 @@ async fn a_certificate_is_renewed_at_half_life_and_the_old_one_serves_until_then
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_survived_until_expiry_and_then_connections_fail_until_the_ca_is_back() {
     let (ca, manager) = set_up();
-    let first = manager.get(&id("api")).await.unwrap();
+    let first = manager.held(&id("api")).await.unwrap();
     ca.set(Mood::Away);
     sleep(LIFETIME.mul_f64(0.9)).await;
     let status = manager.status().remove(0);
@@ -169,14 +182,14 @@ async fn an_outage_is_survived_until_expiry_and_then_connections_fail_until_the_
     );
     assert!(status.last_error.unwrap().contains("not available"));
     assert_eq!(
-        manager.get(&id("api")).await.unwrap().svid().serial(),
+        manager.held(&id("api")).await.unwrap().svid().serial(),
         first.svid().serial()
     );
 
     sleep(LIFETIME.mul_f64(0.11)).await;
     assert_eq!(manager.status()[0].state, CertificateState::Expired);
     assert!(manager.current(&id("api")).is_none());
-    let error = manager.get(&id("api")).await.unwrap_err();
+    let error = manager.held(&id("api")).await.unwrap_err();
     assert!(
         matches!(error, CertificateError::TimedOut { error: Some(_), .. }),
         "{error}"
@@ -184,7 +197,7 @@ async fn an_outage_is_survived_until_expiry_and_then_connections_fail_until_the_
     assert!(manager.export().is_empty());
 
     ca.set(Mood::Good);
-    let again = manager.get(&id("api")).await;
+    let again = manager.held(&id("api")).await;
     sleep(Duration::from_secs(16)).await;
     assert!(again.is_ok() || manager.current(&id("api")).is_some());
     assert_eq!(manager.status()[0].state, CertificateState::Valid);
@@ -219,7 +232,7 @@ async fn a_caller_waits_through_a_short_outage() {
     ca.set(Mood::Away);
     let waiting = tokio::spawn({
         let manager = manager.clone();
-        async move { manager.get(&id("api")).await }
+        async move { manager.held(&id("api")).await }
     });
     sleep(Duration::from_secs(2)).await;
     ca.set(Mood::Good);
@@ -231,7 +244,7 @@ async fn a_refusal_is_waited_out_for_a_new_pod_and_then_passed_on_at_once() {
     let (ca, manager) = set_up();
     ca.set(Mood::Refusing);
     let start = Instant::now();
-    let error = manager.get(&id("api")).await.unwrap_err();
+    let error = manager.held(&id("api")).await.unwrap_err();
     assert!(matches!(error, CertificateError::Refused { .. }), "{error}");
     assert!(
         start.elapsed() >= Duration::from_secs(5),
@@ -239,24 +252,24 @@ async fn a_refusal_is_waited_out_for_a_new_pod_and_then_passed_on_at_once() {
         start.elapsed()
     );
     let start = Instant::now();
-    assert!(manager.get(&id("api")).await.is_err());
+    assert!(manager.held(&id("api")).await.is_err());
     assert_eq!(start.elapsed(), Duration::ZERO);
     ca.set(Mood::Good);
     sleep(Duration::from_secs(16)).await;
-    assert!(manager.get(&id("api")).await.is_ok());
+    assert!(manager.held(&id("api")).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_ca_is_given_up_and_asked_again() {
     let (ca, manager) = set_up();
     ca.set(Mood::Silent);
-    let error = manager.get(&id("api")).await.unwrap_err();
+    let error = manager.held(&id("api")).await.unwrap_err();
     assert!(
         matches!(error, CertificateError::TimedOut { .. }),
         "{error}"
     );
     ca.set(Mood::Good);
-    assert!(manager.get(&id("api")).await.is_ok());
+    assert!(manager.held(&id("api")).await.is_ok());
     assert_eq!(ca.asked(), 2);
 }
 
@@ -269,7 +282,7 @@ async fn new_identities_come_before_renewals_and_requests_are_bounded() {
     };
     let (ca, manager) = set_up_with(10, options);
     for n in 0..10 {
-        manager.get(&id(&format!("old{n}"))).await.unwrap();
+        manager.held(&id(&format!("old{n}"))).await.unwrap();
     }
     // No permits are left: at half-life two renewals hang, eight wait.
     sleep(LIFETIME.mul_f64(0.56)).await;
@@ -289,15 +302,22 @@ async fn new_identities_come_before_renewals_and_requests_are_bounded() {
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_identity_is_not_renewed_and_an_answer_for_it_is_dropped() {
     let (ca, manager) = set_up_with(1, ManagerOptions::default());
-    manager.get(&id("api")).await.unwrap();
+    manager.held(&id("api")).await.unwrap();
     manager.forget(&id("api"));
     assert!(manager.status().is_empty() && manager.current(&id("api")).is_none());
+    // What a connection that lives on asks for doesn't bring it back.
+    let error = manager.get(&id("api")).await.unwrap_err();
+    assert!(
+        matches!(error, CertificateError::Forgotten { .. }),
+        "{error}"
+    );
+    assert!(manager.status().is_empty());
     sleep(LIFETIME).await;
     assert_eq!(ca.asked(), 1);
 
     let waiting = tokio::spawn({
         let manager = manager.clone();
-        async move { manager.get(&id("late")).await }
+        async move { manager.held(&id("late")).await }
     });
     sleep(Duration::from_secs(1)).await;
     manager.forget(&id("late"));
@@ -315,7 +335,7 @@ async fn a_forgotten_identity_is_not_renewed_and_an_answer_for_it_is_dropped() {
 async fn keys_that_are_handed_over_serve_a_new_process_without_the_ca() {
     let (_, old) = set_up();
     for name in ["api", "db"] {
-        old.get(&id(name)).await.unwrap();
+        old.held(&id(name)).await.unwrap();
     }
     let bytes = old.export().to_bytes();
     let serial = old.current(&id("api")).unwrap().svid().serial().to_owned();
@@ -324,7 +344,7 @@ async fn keys_that_are_handed_over_serve_a_new_process_without_the_ca() {
     ca.set(Mood::Away);
     let export = crate::handover::KeyExport::from_bytes(&bytes).unwrap();
     assert_eq!(new.import(export), 2);
-    assert_eq!(new.get(&id("api")).await.unwrap().svid().serial(), serial);
+    assert_eq!(new.held(&id("api")).await.unwrap().svid().serial(), serial);
     assert!(
         new.bundles()
             .load()
@@ -336,23 +356,23 @@ async fn keys_that_are_handed_over_serve_a_new_process_without_the_ca() {
     assert_eq!(new.import(again), 0);
     ca.set(Mood::Good);
     sleep(LIFETIME.mul_f64(0.56)).await;
-    assert_ne!(new.get(&id("api")).await.unwrap().svid().serial(), serial);
+    assert_ne!(new.held(&id("api")).await.unwrap().svid().serial(), serial);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_root_alone_makes_certificates_of_the_old_one_be_renewed() {
     let (ca, manager) = set_up();
-    let first = manager.get(&id("api")).await.unwrap();
+    let first = manager.held(&id("api")).await.unwrap();
     let accepted = id("db").into();
     let config = first.client_config(&accepted).unwrap();
     *ca.ca.lock() = TestCa::new("cluster.local");
     sleep(Duration::from_secs(5)).await;
     // The answer for another identity brings the new root.
-    manager.get(&id("db")).await.unwrap();
+    manager.held(&id("db")).await.unwrap();
     let mut changes = manager.changes();
     assert_eq!(changes.borrow_and_update().bundles, 2);
     sleep(Duration::from_secs(1)).await;
-    let second = manager.get(&id("api")).await.unwrap();
+    let second = manager.held(&id("api")).await.unwrap();
     assert_ne!(first.svid().serial(), second.svid().serial());
     assert!(!Arc::ptr_eq(
         &config,
@@ -375,7 +395,7 @@ async fn a_certificate_for_somebody_else_is_refused() {
     };
     let liar = Arc::new(Liar(TestCa::new("cluster.local")));
     let manager = CertificateManager::new(liar, Arc::new(SharedBundles::default()), options);
-    let error = manager.get(&id("api")).await.unwrap_err();
+    let error = manager.held(&id("api")).await.unwrap_err();
     assert!(error.to_string().contains("asked was"), "{error}");
 }
 
@@ -383,7 +403,7 @@ async fn a_certificate_for_somebody_else_is_refused() {
 async fn the_status_names_every_identity_once() {
     let (_, manager) = set_up();
     for name in ["b", "a"] {
-        manager.get(&id(name)).await.unwrap();
+        manager.held(&id(name)).await.unwrap();
     }
     let status = manager.status();
     let names: HashMap<_, _> = status
