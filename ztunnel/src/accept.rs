@@ -30,7 +30,7 @@ pub(crate) async fn next(listener: &TcpListener, pod: &Pod) -> Option<(TcpStream
         };
         match accepted {
             // A connection that can't be prepared is gone already.
-            Ok((tcp, peer)) => match prepare(&tcp) {
+            Ok((tcp, peer)) => match prepare(&tcp, &pod.dialer.keepalive) {
                 Ok(()) => return Some((tcp, unmapped(peer))),
                 Err(_) => continue,
             },

@@ -14,7 +14,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use seine_hbone::{CopyOptions, Settings};
+use seine_hbone::Settings;
 use seine_identity::{
     CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions,
 };
@@ -28,6 +28,7 @@ use tracing::{error, info, warn};
 use crate::admin::Admin;
 use crate::agent::AgentSocket;
 use crate::config::Config;
+use crate::descriptors::{self, Descriptors};
 use crate::drain::Lifetime;
 use crate::handover::{self, Predecessor};
 use crate::judge::rejudge_on_change;
@@ -47,6 +48,7 @@ pub async fn run(
     config: Config,
     log: Option<Arc<seine_telemetry::Telemetry>>,
 ) -> anyhow::Result<()> {
+    descriptors::raise_limit();
     let source = certificate_source(&config)?;
     let shared = share(config, source, Environment::default())?;
     tokio::select! {
@@ -178,7 +180,7 @@ pub fn share(
     let hbone = Settings {
         handshake_timeout: config.handshake_timeout,
         connect_timeout: config.connect_timeout,
-        ..Settings::default()
+        ..config.tuning.tunnels()
     };
     let threads = match config.worker_threads {
         0 => available_parallelism().map_or(1, NonZero::get),
@@ -204,7 +206,8 @@ pub fn share(
         certificates,
         workers,
         hbone: Arc::new(hbone),
-        copy: CopyOptions::default(),
+        copy: config.tuning.connections(),
+        descriptors: Descriptors::of_process().context("the limit of file descriptors")?,
         connections: Arc::default(),
         dns: pod_dns::options(&config, telemetry.dns()),
         telemetry,

@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::agent::AgentSocket;
 use crate::federation::FederatedBundle;
+use crate::tuning::Tuning;
 
 /// How one line about a closed connection is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,8 +170,8 @@ pub struct Config {
     /// How many endpoints are tried before a connection is given up.
     #[arg(long, env = "SEINE_CONNECT_ATTEMPTS", default_value_t = 3)]
     pub connect_attempts: usize,
-    /// How long a TLS handshake of a peer may take, from accept to its end. A handshake is two round trips; who takes
-    /// longer holds one of the pod's handshake slots.
+    /// How long a peer may take for its first byte, wait for its turn, and take for the TLS handshake itself, each. A
+    /// handshake is two round trips; who takes longer holds one of the pod's turns.
     #[arg(long, env = "SEINE_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub handshake_timeout: Duration,
     /// How long an inbound connection waits for the pod's workload and its policies before it is denied.
@@ -180,13 +181,20 @@ pub struct Config {
     /// pod below some 250 MB.
     #[arg(long, env = "SEINE_MAX_CONNECTIONS", default_value_t = 20_000)]
     pub max_connections: usize,
-    /// TLS handshakes that a pod may have going on at once; others wait. A core makes about 2,000 a second, so this many
-    /// keep it busy for 60 ms, and other pods get their turn.
+    /// TLS handshakes that a pod may have going on at once, each way; others wait. A core makes about 2,000 a second, so
+    /// this many keep it busy for 60 ms, and other pods get their turn. Peers of one address have a quarter of them. Eight
+    /// times as many may wait; more are reset.
     #[arg(long, env = "SEINE_MAX_HANDSHAKES", default_value_t = 128)]
     pub max_handshakes: usize,
+    /// Tunnels that a pod's peers may have, those of one address a quarter of them. Each carries 100 connections and more.
+    #[arg(long, env = "SEINE_MAX_TUNNELS", default_value_t = 8_000)]
+    pub max_tunnels: usize,
     /// Threads that move bytes; 0 is one for each core.
     #[arg(long, env = "SEINE_WORKER_THREADS", default_value_t = 0)]
     pub worker_threads: usize,
+    /// Sizes and times of tunnels, connections and DNS.
+    #[command(flatten)]
+    pub tuning: Tuning,
 }
 
 impl Config {

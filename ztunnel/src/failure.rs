@@ -39,7 +39,9 @@ pub enum Failure {
     #[error("{0}")]
     Unavailable(String),
     /// The pod has as many connections as it may.
-    #[error("the pod has reached its limit of connections")]
+    #[error(
+        "the pod has reached its limit of connections, or its share of the proxy's file descriptors"
+    )]
     Limit,
     /// The application, or an unmeshed destination, does not accept.
     #[error("can't connect to {to}: {source}")]

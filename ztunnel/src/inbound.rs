@@ -1,7 +1,7 @@
 //! HBONE towards a pod: from the accepted TCP connection to the application.
 //!
-//! One task drives a tunnel (`serve_tunnel`), one more each of its streams (`serve_stream`). In order: a slot for
-//! the handshake, TLS as the pod's identity, the slot is free, then for each CONNECT: is it for this pod, is the port not ours, does
+//! One task drives a tunnel (`serve_tunnel`), one more each of its streams (`serve_stream`). In order: a place among the
+//! pod's peers, the first byte, a turn for the handshake, TLS as the pod's identity, then for each CONNECT: is it for this pod, is the port not ours, does
 //! policy allow it, does the application accept, does policy still allow it. Only then 200.
 
 use std::net::SocketAddr;
@@ -15,6 +15,7 @@ use seine_identity::CertificateError;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::accept::{may_accept, next};
@@ -22,6 +23,7 @@ use crate::connection::{ConnectionInfo, Direction, Party, Security};
 use crate::failure::Failure;
 use crate::interrupt::unless;
 use crate::judge::{Subject, judge, judge_entered, workload_at};
+use crate::peers::{Stranger, Tunnel};
 use crate::pod::Pod;
 use crate::proxy_protocol;
 use crate::shared::Shared;
@@ -37,12 +39,18 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
         return;
     }
     while let Some((tcp, peer)) = next(&listener, &pod).await {
+        let Some(stranger) = pod.limits.stranger(peer.ip()) else {
+            shared.telemetry.on_tunnel_refused("limit");
+            warn!(?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many peers wait for theirs");
+            refuse(tcp);
+            continue;
+        };
         let (shared, task_pod) = (shared.clone(), pod.clone());
         let place = shared.workers.for_tunnel(&pod.home);
         place.serve(&pod.home, &pod.life, tcp, move |place, tcp| async move {
             let cut = task_pod.life.cut().clone();
             tokio::select! {
-                () = serve_tunnel(shared, task_pod, place, tcp, peer) => {}
+                () = serve_tunnel(shared, task_pod, place, stranger, tcp, peer) => {}
                 () = cut.cancelled() => {}
             }
         });
@@ -53,6 +61,7 @@ async fn serve_tunnel(
     shared: Arc<Shared>,
     pod: Arc<Pod>,
     place: Place,
+    stranger: Stranger,
     tcp: TcpStream,
     peer: SocketAddr,
 ) {
@@ -64,11 +73,12 @@ async fn serve_tunnel(
         return refuse(tcp);
     }
     let trust = shared.trust.before_handshake();
-    let accepted = match handshake(&shared, &pod, tcp, peer).await {
+    let (accepted, _tunnel) = match handshake(&shared, &pod, stranger, tcp, peer).await {
         Ok(accepted) => accepted,
-        Err(Refused::Limit) => {
+        Err(Refused::Silent) => return debug!(?pod, %peer, "a peer that said nothing is let go"),
+        Err(Refused::Limit(of)) => {
             shared.telemetry.on_tunnel_refused("limit");
-            return warn!(?pod, %peer, flag = "LIMIT", "too many handshakes of this pod are going on");
+            return warn!(?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many {of} of this pod");
         }
         Err(Refused::Identity(error)) => {
             shared.telemetry.on_tunnel_refused("own-certificate");
@@ -95,7 +105,7 @@ async fn serve_tunnel(
         warn!(?pod, %peer, flag = "TLS_FAILURE", %reason, "a tunnel is ended: its peer is no longer trusted");
         distrust.send_replace(Some(reason));
         // Its streams end and say why, each for itself, before the tunnel under them goes.
-        let _ = tokio::time::timeout(LAST_WORDS, distrust.closed()).await;
+        let _ = timeout(LAST_WORDS, distrust.closed()).await;
     };
     tokio::select! {
         served = served => if let Err(error) = served {
@@ -107,24 +117,30 @@ async fn serve_tunnel(
 
 /// Why a tunnel was not accepted.
 enum Refused {
-    Limit,
+    /// Not a byte came.
+    Silent,
+    /// Too many of these.
+    Limit(&'static str),
     Identity(CertificateError),
     Peer(ServeError, &'static str),
     Tunnel(ServeError),
 }
 
-/// Waits for its turn, then TLS and HTTP/2.
+/// Waits for the peer's first byte and for a turn, then TLS and HTTP/2.
+///
+/// A peer that says nothing takes nobody's turn, and neither does one that waits for our own certificate.
 async fn handshake(
     shared: &Shared,
     pod: &Pod,
+    stranger: Stranger,
     tcp: TcpStream,
     peer: SocketAddr,
-) -> Result<Accepted, Refused> {
+) -> Result<(Accepted, Tunnel), Refused> {
     let limit = shared.config.handshake_timeout;
-    let Ok(Some(_turn)) = tokio::time::timeout(limit, pod.limits.handshake()).await else {
+    if timeout(limit, tcp.readable()).await.is_err() {
         refuse(tcp);
-        return Err(Refused::Limit);
-    };
+        return Err(Refused::Silent);
+    }
     let credentials = match shared.certificates.get(&pod.identity).await {
         Ok(credentials) => credentials,
         Err(error) => {
@@ -132,11 +148,18 @@ async fn handshake(
             return Err(Refused::Identity(error));
         }
     };
+    let Ok(turn) = timeout(limit, stranger.turn()).await else {
+        refuse(tcp);
+        return Err(Refused::Limit("handshakes"));
+    };
     let accepted = accept(Io::from(tcp), peer, &credentials, shared.hbone.clone()).await;
-    accepted.map_err(|error| match error.refusal() {
+    drop(turn);
+    let accepted = accepted.map_err(|error| match error.refusal() {
         Some(reason) => Refused::Peer(error, reason),
         None => Refused::Tunnel(error),
-    })
+    })?;
+    let tunnel = stranger.proved().ok_or(Refused::Limit("tunnels"))?;
+    Ok((accepted, tunnel))
 }
 
 /// From a CONNECT to the end of its connection.

@@ -1,57 +1,72 @@
 //! What one pod may use, so that no pod starves another's small requests.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
+use crate::descriptors::{Descriptors, Held, Share};
+use crate::peers::{Peers, Stranger};
+
+/// Descriptors of a connection: the client's and the other side's.
+const TWO_SOCKETS: usize = 2;
 
 /// The limits of one pod, shared by its tasks.
 #[derive(Debug)]
 pub struct PodLimits {
     outbound: Arc<Semaphore>,
     inbound: Arc<Semaphore>,
-    handshakes: Semaphore,
+    handshakes: Arc<Semaphore>,
+    peers: Arc<Peers>,
+    descriptors: Share,
 }
 
 /// A connection's place; given back when dropped.
 #[derive(Debug)]
-pub struct ConnectionSlot(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct ConnectionSlot(
+    #[expect(dead_code, reason = "held for its drop")] (OwnedSemaphorePermit, Held),
+);
 
 impl PodLimits {
     /// The limits that the settings give to every pod.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, descriptors: &Arc<Descriptors>) -> Self {
         let connections = config.max_connections.min(Semaphore::MAX_PERMITS);
+        let handshakes = config.max_handshakes.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             outbound: Arc::new(Semaphore::new(connections)),
             inbound: Arc::new(Semaphore::new(connections)),
-            handshakes: Semaphore::new(config.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)),
+            handshakes: Arc::new(Semaphore::new(handshakes)),
+            peers: Peers::new(handshakes, config.max_tunnels),
+            descriptors: descriptors.share(),
         }
     }
 
     /// A place for a connection that the pod makes; none when all are taken. Its own connections can't take the places
     /// of those that others make to it, nor the other way round.
     pub fn outbound(&self) -> Option<ConnectionSlot> {
-        self.outbound
-            .clone()
-            .try_acquire_owned()
-            .ok()
-            .map(ConnectionSlot)
+        self.slot(&self.outbound)
     }
 
     /// A place for a connection towards the pod.
     pub fn inbound(&self) -> Option<ConnectionSlot> {
-        self.inbound
-            .clone()
-            .try_acquire_owned()
-            .ok()
-            .map(ConnectionSlot)
+        self.slot(&self.inbound)
     }
 
-    /// Waits for a turn to make a TLS handshake.
-    pub async fn handshake(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed.
-        self.handshakes.acquire().await.ok()
+    fn slot(&self, places: &Arc<Semaphore>) -> Option<ConnectionSlot> {
+        let place = places.clone().try_acquire_owned().ok()?;
+        let held = self.descriptors.take(TWO_SOCKETS)?;
+        Some(ConnectionSlot((place, held)))
+    }
+
+    /// A place for a connection to the pod's HBONE port; none when its address, or all of them, have too many.
+    pub fn stranger(&self, address: IpAddr) -> Option<Stranger> {
+        self.peers.stranger(address, self.descriptors.take(1)?)
+    }
+
+    /// Turns for the handshakes that the pod makes as a client.
+    pub fn handshakes(&self) -> &Arc<Semaphore> {
+        &self.handshakes
     }
 }
 
@@ -63,7 +78,7 @@ mod tests {
     async fn a_pod_that_used_its_places_gets_one_back_when_a_connection_ends() {
         let mut config = Config::defaults();
         config.max_connections = 1;
-        let limits = PodLimits::new(&config);
+        let limits = PodLimits::new(&config, &Descriptors::new(1 << 20));
         let slot = limits.outbound();
         assert!(slot.is_some() && limits.outbound().is_none());
         assert!(
@@ -72,5 +87,16 @@ mod tests {
         );
         drop(slot);
         assert!(limits.outbound().is_some());
+    }
+
+    #[tokio::test]
+    async fn connections_and_tunnels_take_descriptors() {
+        let limits = PodLimits::new(&Config::defaults(), &Descriptors::new(16));
+        let slots: Vec<_> = std::iter::from_fn(|| limits.outbound()).take(9).collect();
+        assert_eq!(slots.len(), 7);
+        assert!(limits.inbound().is_none());
+        assert!(limits.stranger([10, 0, 0, 1].into()).is_none());
+        drop(slots);
+        assert!(limits.stranger([10, 0, 0, 1].into()).is_some());
     }
 }

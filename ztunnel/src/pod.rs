@@ -9,6 +9,7 @@ use std::time::Duration;
 use seine_hbone::{Connected, Connector, DrainSignal, DrainTrigger, Io, TrustWatch, TunnelKey};
 use seine_identity::{CertificateManager, Identity};
 use seine_workload::Workload;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::drain::Lifetime;
@@ -53,8 +54,8 @@ impl Pod {
     /// A pod, before its listeners are accepted from.
     pub fn new(shared: &Shared, info: PodInfo, identity: Identity, dialer: Dialer) -> Self {
         let (drain, draining) = seine_hbone::drain();
+        let limits = PodLimits::new(&shared.config, &shared.descriptors);
         Self {
-            limits: PodLimits::new(&shared.config),
             life: shared.life.child(),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             ports: shared.ports,
@@ -63,7 +64,9 @@ impl Pod {
                 dialer: dialer.clone(),
                 certificates: shared.certificates.clone(),
                 trust: shared.trust.clone(),
+                handshakes: limits.handshakes().clone(),
             }),
+            limits,
             info,
             identity,
             dialer,
@@ -144,6 +147,8 @@ pub struct PodConnector {
     /// Gives the certificates.
     pub certificates: CertificateManager,
     pub(crate) trust: Trust,
+    /// Turns for handshakes.
+    pub handshakes: Arc<Semaphore>,
 }
 
 impl Connector for PodConnector {
@@ -169,6 +174,8 @@ impl Connector for PodConnector {
             Ok(Connected {
                 io: Io::from(stream),
                 tls,
+                // Never closed.
+                turn: self.handshakes.clone().acquire_owned().await.ok(),
             })
         })
     }

@@ -63,6 +63,6 @@ pub(crate) fn options(config: &Config, stats: Arc<DnsStats>) -> DnsOptions {
     DnsOptions {
         upstreams: upstreams.into(),
         stats,
-        ..DnsOptions::default()
+        ..config.tuning.dns()
     }
 }

@@ -89,6 +89,7 @@ impl Pods {
             netns,
             mark_all: matches!(self.source, ListenerSource::Own(_)) && !config.dedicated,
             timeout: config.connect_timeout,
+            keepalive: config.tuning.keepalive(),
         };
         let pod = Arc::new(Pod::new(&self.shared, info, identity, dialer));
         // Asked for now, so that the first connection need not wait for it.

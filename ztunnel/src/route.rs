@@ -16,6 +16,7 @@ use seine_workload::{
     Destination, HBONE_PORT, Target, Transport, Upstream, Waypoint, Workload, WorkloadType,
 };
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use crate::connection::{ConnectionInfo, Security};
 use crate::failure::Failure;
@@ -148,6 +149,7 @@ async fn to_workload(
                 pool: pool.clone(),
                 certificates: shared.certificates.clone(),
                 trust: shared.trust.clone(),
+                handshakes: pod.limits.handshakes().clone(),
                 outer,
                 connector: pod.connector.clone(),
                 request: request(info, authority.clone()),
@@ -290,6 +292,7 @@ struct ThroughGateway {
     pool: Pool,
     certificates: CertificateManager,
     trust: Trust,
+    handshakes: Arc<Semaphore>,
     outer: Arc<TunnelKey>,
     connector: Arc<dyn Connector>,
     request: ConnectRequest,
@@ -314,6 +317,8 @@ impl Connector for ThroughGateway {
             Ok(Connected {
                 io: Io::from(outer.map_err(io::Error::other)?.stream),
                 tls,
+                // Never closed.
+                turn: self.handshakes.clone().acquire_owned().await.ok(),
             })
         })
     }

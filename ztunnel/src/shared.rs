@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::connection::Connections;
+use crate::descriptors::Descriptors;
 use crate::dns::DnsOptions;
 use crate::drain::Lifetime;
 use crate::listeners::Ports;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub hbone: Arc<Settings>,
     /// Limits of connections that stand.
     pub copy: CopyOptions,
+    /// The process's file descriptors.
+    pub descriptors: Arc<Descriptors>,
     /// Live connections.
     pub connections: Arc<Connections>,
     /// Metrics and access log.

@@ -14,13 +14,6 @@ use crate::netns::Netns;
 /// back to it (an ip rule in the pod's namespace).
 pub const MARK: u32 = 0x539;
 
-/// Keepalive on sockets towards applications and unmeshed peers. A peer that vanished without a word is found after
-/// 60 + 3 × 20 s instead of the kernel's two hours.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
-    .with_interval(Duration::from_secs(20))
-    .with_retries(3);
-
 /// From which address a connection is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -41,6 +34,8 @@ pub struct Dialer {
     pub mark_all: bool,
     /// How long a connection may take.
     pub timeout: Duration,
+    /// Keepalive of its connections, and of those that its listeners accept.
+    pub keepalive: TcpKeepalive,
 }
 
 impl Dialer {
@@ -56,7 +51,7 @@ impl Dialer {
                 ));
             }
         };
-        prepare(&stream)?;
+        prepare(&stream, &self.keepalive)?;
         Ok(stream)
     }
 
@@ -93,9 +88,9 @@ impl Dialer {
 }
 
 /// Options of every stream that carries an application's bytes.
-pub fn prepare(stream: &TcpStream) -> io::Result<()> {
+pub fn prepare(stream: &TcpStream, keepalive: &TcpKeepalive) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE)
+    SockRef::from(stream).set_tcp_keepalive(keepalive)
 }
 
 /// Makes the end of a connection a reset, until its bytes flow and end in order: whoever is at the other side sees that
@@ -193,6 +188,7 @@ mod tests {
             netns: Netns::home(),
             mark_all: false,
             timeout: Duration::from_secs(5),
+            keepalive: TcpKeepalive::new(),
         };
         let address = listener.local_addr().unwrap();
         let from = IpAddr::from([127, 0, 0, 7]);

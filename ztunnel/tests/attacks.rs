@@ -39,6 +39,7 @@ impl Connector for Client {
             Ok(Connected {
                 io: Io::from(socket.connect(key.peer).await?),
                 tls,
+                turn: None,
             })
         })
     }

@@ -25,6 +25,7 @@ async fn the_application_sees_the_clients_own_address_in_both_families() {
         netns: netns.clone(),
         mark_all: false,
         timeout: Duration::from_secs(5),
+        keepalive: TcpKeepalive::new(),
     };
     for (pod, client) in [
         ("10.99.0.2:8080", "192.0.2.7"),

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -219,6 +220,7 @@ impl Accepted {
         let mut deadline = None;
         let mut ended = pin!(Clock::SYSTEM.passed(not_after));
         let mut retired = false;
+        let mut idle = Idle::new(settings.idle_timeout);
         loop {
             tokio::select! {
                 accepted = connection.accept() => match accepted {
@@ -228,9 +230,10 @@ impl Accepted {
                         respond.send_reset(h2::Reason::REFUSED_STREAM);
                     }
                     Some(Ok((request, respond))) => {
+                        idle.used = true;
                         start(request, respond, &identity, peer, &live, &settings, &handler);
                     }
-                    Some(Err(source)) if source.is_io() || retired || deadline.is_some() => {
+                    Some(Err(source)) if source.is_io() || retired || idle.over || deadline.is_some() => {
                         debug!(%peer, error = %source, "tunnel broke");
                         return Ok(());
                     }
@@ -244,6 +247,12 @@ impl Accepted {
                     debug!(%peer, %identity, "the peer's certificate has ended: no more streams");
                     connection.graceful_shutdown();
                     retired = true;
+                }
+                () = idle.begun(&live), if !idle.over => {
+                    debug!(%peer, "a tunnel without streams is closed");
+                    // Streams that are on their way still are served; the client learns that
+                    // later ones have to go elsewhere.
+                    connection.graceful_shutdown();
                 }
                 at = drain.begun(), if deadline.is_none() => {
                     connection.graceful_shutdown();
@@ -347,6 +356,35 @@ fn start(
         recv,
         admitted,
     });
+}
+
+/// Tells when a tunnel had no stream for the time limit, to twice the limit.
+struct Idle {
+    ticks: tokio::time::Interval,
+    /// There was a stream since the last tick.
+    used: bool,
+    over: bool,
+}
+
+impl Idle {
+    fn new(limit: Duration) -> Self {
+        Self {
+            ticks: tokio::time::interval_at(Instant::now() + limit, limit),
+            used: false,
+            over: false,
+        }
+    }
+
+    async fn begun(&mut self, live: &AtomicUsize) {
+        loop {
+            self.ticks.tick().await;
+            let used = std::mem::replace(&mut self.used, live.load(Ordering::Relaxed) > 0);
+            if !used && !self.used {
+                self.over = true;
+                return;
+            }
+        }
+    }
 }
 
 async fn dead(keepalive: &mut Option<Keepalive>) {

@@ -34,7 +34,8 @@ pub struct Settings {
     pub ping_interval: Duration,
     /// A peer that takes longer to answer a PING is dead.
     pub ping_timeout: Duration,
-    /// A tunnel without streams is closed after this time.
+    /// A tunnel without streams is closed after this time; by a server, which can't know when its
+    /// client will need it, after up to twice as long.
     pub idle_timeout: Duration,
     /// TCP, TLS and HTTP/2 handshakes together, as a client.
     pub connect_timeout: Duration,

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use rustls::ClientConfig;
 use seine_identity::{Identity, PeerChain, PeerError, peer_identity, server_name};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
@@ -28,6 +29,8 @@ pub struct Connected {
     pub io: Io,
     /// Presents the key's source identity and accepts its destination identities only.
     pub tls: Arc<ClientConfig>,
+    /// Held for as long as the TLS handshake goes on: what limits how many do.
+    pub turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Makes connections for a pool. The pool knows nothing of netns and certificates.
@@ -71,7 +74,7 @@ pub(crate) async fn establish(
 ) -> Result<Tunnel<impl Future<Output = ()> + Send + use<>>, OpenError> {
     let peer = key.peer;
     let watch_trust = connector.watch_trust();
-    let Connected { io, tls } =
+    let Connected { io, tls, turn } =
         connector
             .connect(key)
             .await
@@ -86,6 +89,7 @@ pub(crate) async fn establish(
             peer,
             source: Arc::new(source),
         })?;
+    drop(turn);
     check_identity(key, peer_identity(tls.get_ref().1))?;
     let chain = PeerChain::of_server(tls.get_ref().1).map_err(|error| OpenError::Identity {
         peer,

@@ -34,6 +34,7 @@ use seine_hbone::{
 use seine_identity::Credentials;
 use seine_ztunnel::netns::{Netns, remember_home};
 use seine_ztunnel::sockets::{Dialer, Source, listen};
+use socket2::TcpKeepalive;
 use support::workload_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -181,6 +182,7 @@ impl Node {
                 netns: self.namespace.open(),
                 mark_all: false,
                 timeout: Duration::from_secs(10),
+                keepalive: TcpKeepalive::new(),
             },
         };
         client.open(self.application).await
@@ -250,6 +252,7 @@ impl Connector for Client {
             Ok(Connected {
                 io: Io::from(tcp),
                 tls,
+                turn: None,
             })
         })
     }

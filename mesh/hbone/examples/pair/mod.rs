@@ -71,6 +71,7 @@ impl Connector for Dial {
             Ok(Connected {
                 io: TcpStream::connect(key.peer).await?.into(),
                 tls,
+                turn: None,
             })
         })
     }

@@ -65,6 +65,34 @@ async fn a_client_that_stalls_after_tls_is_let_go() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_keeps_a_tunnel_without_streams_is_let_go() {
+    let settings = Settings {
+        idle_timeout: Duration::from_secs(60),
+        ..Settings::default()
+    };
+    let (server, mut seen) = server(settings);
+    let mut raw = server.raw().await;
+    let (response, mut send) = raw.send_request(connect("10.0.0.2:80"), false).unwrap();
+    let (response, far) = tokio::join!(response, seen.accept());
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(
+        seen.ended.try_recv().is_err(),
+        "a tunnel with a stream lives on"
+    );
+    drop(response);
+    send.send_reset(h2::Reason::CANCEL);
+    drop(far);
+    let begin = Instant::now();
+    let ended = seen.ended.recv().await;
+    assert!(matches!(ended, Some(Ok(()))), "{ended:?}");
+    let idle = begin.elapsed();
+    assert!(
+        idle >= server.settings.idle_timeout && idle <= server.settings.idle_timeout * 2,
+        "{idle:?}"
+    );
+}
+
 #[tokio::test]
 async fn garbage_within_tls_ends_the_connection() {
     let (server, mut seen) = server(Settings::default());

@@ -403,6 +403,7 @@ impl Connector for Refusing {
             Ok(Connected {
                 io: client.into(),
                 tls: tls.unwrap(),
+                turn: None,
             })
         })
     }

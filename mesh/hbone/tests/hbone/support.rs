@@ -190,6 +190,7 @@ impl Connector for Server {
             Ok(Connected {
                 io: self.dial().into(),
                 tls,
+                turn: None,
             })
         })
     }

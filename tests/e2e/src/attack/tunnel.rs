@@ -156,6 +156,7 @@ impl Connector for Dialer {
             Ok(Connected {
                 io: Io::from(tcp),
                 tls: Arc::clone(&self.tls),
+                turn: None,
             })
         })
     }
