@@ -3,6 +3,7 @@
 //! Parsed once by `main`, then shared unchanged by every task. A default states why it is what it is.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::agent::AgentSocket;
 use crate::federation::FederatedBundle;
-use crate::tuning::Tuning;
+use crate::tuning::{Tuning, size};
 
 /// How one line about a closed connection is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -189,6 +190,11 @@ pub struct Config {
     /// Tunnels that a pod's peers may have, those of one address a quarter of them. Each carries 100 connections and more.
     #[arg(long, env = "SEINE_MAX_TUNNELS", default_value_t = 8_000)]
     pub max_tunnels: usize,
+    /// What the connections of a pod whose readers take nothing may hold together. Beyond it, the one that has stalled
+    /// longest is reset. Each holds at most the stream window, so that this is 512 of them; four pods that do their worst
+    /// stay below the 2 GiB of the charts.
+    #[arg(long, env = "SEINE_MAX_STALLED_MEMORY", default_value = "512MiB", value_parser = size)]
+    pub max_stalled_memory: NonZeroU32,
     /// Threads that move bytes; 0 is one for each core.
     #[arg(long, env = "SEINE_WORKER_THREADS", default_value_t = 0)]
     pub worker_threads: usize,

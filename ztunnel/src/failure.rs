@@ -43,6 +43,11 @@ pub enum Failure {
         "the pod has reached its limit of connections, or its share of the proxy's file descriptors"
     )]
     Limit,
+    /// The connection held more of the pod's memory than is left.
+    #[error(
+        "its reader took nothing, and such connections of the pod held as much memory as they may (--max-stalled-memory)"
+    )]
+    Stalled(Fault),
     /// The application, or an unmeshed destination, does not accept.
     #[error("can't connect to {to}: {source}")]
     Connect {
@@ -88,6 +93,7 @@ impl Failure {
             Ended::Stream(error) => error.to_string(),
             Ended::Idle(limit) => idle(*limit),
             Ended::HalfClosed(limit) => format!("half closed, and {}", idle(*limit)),
+            Ended::Stalled(_) => return Some(Self::Stalled(fault)),
         };
         Some(Self::Broken { text, fault })
     }
@@ -105,7 +111,7 @@ impl Failure {
             | Self::GivenUp => Fault::Downstream,
             Self::Unavailable(_) | Self::Connect { .. } => Fault::Upstream,
             Self::Tunnel(error) => error.fault(),
-            Self::Broken { fault, .. } => *fault,
+            Self::Broken { fault, .. } | Self::Stalled(fault) => *fault,
             Self::NoCertificate { .. } | Self::Cut(_) => Fault::Internal,
         }
     }
@@ -118,7 +124,7 @@ impl Failure {
                 "REFUSED"
             }
             Self::Unavailable(_) => "NO_ENDPOINT",
-            Self::Limit => "LIMIT",
+            Self::Limit | Self::Stalled(_) => "LIMIT",
             Self::NoCertificate { .. } => "IDENTITY",
             Self::Connect { .. } => "CONNECT",
             Self::Distrusted(_) => "TLS_FAILURE",
@@ -257,6 +263,7 @@ mod tests {
                 false,
             ),
             (Failure::Limit, "LIMIT", Downstream, false),
+            (Failure::Stalled(Upstream), "LIMIT", Upstream, false),
             (
                 Failure::Connect {
                     to: at,

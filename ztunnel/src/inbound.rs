@@ -243,7 +243,7 @@ async fn serve_stream(
             () = cut.cancelled() => Failure::Cut("pod"),
         }
     };
-    let copied = copy(application, stream, &shared.copy, &open.counters);
+    let copied = copy(application, stream, &pod.copy, &open.counters);
     let failure = match unless(pin!(copied), pin!(ended)).await {
         Ok(end) => Failure::of_copy(&end, Role::Inbound),
         Err(failure) => Some(failure),

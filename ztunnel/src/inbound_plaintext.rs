@@ -87,7 +87,7 @@ async fn serve(
         }
     };
     // The application first, as in a tunnel.
-    let copied = copy_plain(application, tcp, &shared.copy, &open.counters);
+    let copied = copy_plain(application, tcp, &pod.copy, &open.counters);
     let failure = match unless(pin!(copied), pin!(ended)).await {
         Ok(end) => Failure::of_copy(&end, Role::Inbound),
         Err(failure) => Some(failure),

@@ -79,8 +79,8 @@ async fn serve(
     shared.telemetry.on_open(&open);
     let copied = async {
         match way {
-            Way::Tunnel(stream) => copy(tcp, *stream, &shared.copy, &open.counters).await,
-            Way::Plain(upstream) => copy_plain(tcp, upstream, &shared.copy, &open.counters).await,
+            Way::Tunnel(stream) => copy(tcp, *stream, &pod.copy, &open.counters).await,
+            Way::Plain(upstream) => copy_plain(tcp, upstream, &pod.copy, &open.counters).await,
         }
     };
     let ended = async {

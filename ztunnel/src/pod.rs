@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use seine_hbone::{Connected, Connector, DrainSignal, DrainTrigger, Io, TrustWatch, TunnelKey};
+use seine_hbone::{
+    Connected, Connector, CopyOptions, DrainSignal, DrainTrigger, Io, Memory, TrustWatch, TunnelKey,
+};
 use seine_identity::{CertificateManager, Identity};
 use seine_workload::Workload;
 use tokio::sync::Semaphore;
@@ -36,6 +38,8 @@ pub struct Pod {
     pub ports: Ports,
     /// What it may use.
     pub limits: PodLimits,
+    /// Limits of its connections that stand.
+    pub copy: CopyOptions,
     /// How long it lives.
     pub life: Lifetime,
     /// Makes its tunnels.
@@ -56,6 +60,10 @@ impl Pod {
         let (drain, draining) = seine_hbone::drain();
         let limits = PodLimits::new(&shared.config, &shared.descriptors);
         Self {
+            copy: CopyOptions {
+                memory: Some(Memory::new(shared.config.max_stalled_memory.get() as usize)),
+                ..shared.copy.clone()
+            },
             life: shared.life.child(),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             ports: shared.ports,

@@ -36,7 +36,7 @@ pub struct Shared {
     pub workers: Workers,
     /// Sizes and times of tunnels.
     pub hbone: Arc<Settings>,
-    /// Limits of connections that stand.
+    /// Limits of connections that stand; each pod has its own memory.
     pub copy: CopyOptions,
     /// The process's file descriptors.
     pub descriptors: Arc<Descriptors>,

@@ -97,6 +97,7 @@ impl Tuning {
         CopyOptions {
             idle_timeout: limit(self.connection_idle_timeout),
             half_closed_timeout: limit(self.half_closed_timeout),
+            memory: None,
         }
     }
 
@@ -121,7 +122,7 @@ impl Tuning {
 }
 
 /// Parses `65536`, `512KiB`, `1MiB`, up to the 2 GiB of an HTTP/2 window.
-fn size(text: &str) -> Result<NonZeroU32, String> {
+pub(crate) fn size(text: &str) -> Result<NonZeroU32, String> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());

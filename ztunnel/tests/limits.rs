@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -113,4 +114,64 @@ async fn a_pods_own_handshakes_are_limited() {
     drop((peer, silent));
     stream.read_exact(&mut back).await.unwrap();
     assert_eq!(&back, b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_pod_starves_anothers_small_requests_and_stalled_readers_share_a_bound() {
+    const BOUND: u32 = 4 << 20;
+    let mesh = Mesh::new();
+    let resources = [
+        workload_of("a", mesh.ip(1), true, |_| ()),
+        workload_of("b", mesh.ip(2), true, |_| ()),
+        workload_of("c", mesh.ip(3), true, |_| ()),
+    ];
+    let a = mesh.pod("a", 1, &resources, |_| ()).await;
+    // One thread for both.
+    let b = mesh.pod("b", 2, &resources, |config| {
+        config.worker_threads = 1;
+        config.max_stalled_memory = BOUND.try_into().unwrap();
+    });
+    let b = b.await;
+    b.serve_also("c", mesh.ip(3)).await;
+    let small = echo(mesh.ip(3)).await;
+
+    // An application that reads nothing, and more clients than the bound is good for.
+    let sink = TcpListener::bind((b.ip, 0)).await.unwrap();
+    let to = sink.local_addr().unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    let mut unread = Vec::new();
+    for _ in 0..16 {
+        let mut stream = a.connect(to).await;
+        writers.spawn(async move {
+            let piece = vec![1; 64 << 10];
+            loop {
+                if let Err(error) = stream.write_all(&piece).await {
+                    return error.kind();
+                }
+            }
+        });
+        unread.push(sink.accept().await.unwrap());
+    }
+    for _ in 0..100 {
+        let mut stream = a.connect(small).await;
+        exchange(&mut stream, b"small").await.unwrap();
+    }
+    // Of what stalls for 16 windows of 1 MiB, the bound leaves 4.
+    for _ in 0..12 {
+        let ended = timeout(Duration::from_secs(30), writers.join_next()).await;
+        let kind = ended.expect("it is reset").unwrap().unwrap();
+        assert!(
+            matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+            "{kind}"
+        );
+    }
+    let pods = b.pods.list();
+    let held = pods
+        .iter()
+        .map(|pod| pod.copy.memory.as_ref().unwrap().held());
+    let held: Vec<_> = held.collect();
+    assert!(held.iter().all(|held| *held <= BOUND as usize), "{held:?}");
+    b.metric(&["response_flags=\"LIMIT\""]).await;
+    let mut stream = a.connect(small).await;
+    exchange(&mut stream, b"small").await.unwrap();
 }

@@ -20,6 +20,7 @@ pub mod copy;
 mod error;
 mod io;
 mod keepalive;
+mod memory;
 mod pool;
 mod read_ahead;
 mod request;
@@ -32,6 +33,7 @@ pub use baggage::{Baggage, WorkloadKind};
 pub use copy::{CopyEnd, CopyOptions, Counters, Ended, Role, copy, copy_plain};
 pub use error::{Fault, OpenError, Reason, ServeError, StreamError};
 pub use io::{Duplex, Io};
+pub use memory::Memory;
 pub use pool::{Opened, Pool, Stats, TunnelKey};
 pub use request::{
     Authority, BadRequest, ConnectRequest, Forwarded, Host, MAX_HEADER_VALUE, ProxyKind,

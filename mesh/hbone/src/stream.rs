@@ -107,6 +107,11 @@ impl Stream {
         debug_assert!(released.is_ok(), "released more than was received");
     }
 
+    /// Bytes that have come and were not released, those among them that were not read yet.
+    pub fn held(&mut self) -> usize {
+        self.recv.flow_control().used_capacity()
+    }
+
     /// Waits until some of `wanted` bytes may be sent, and says how many (never 0).
     pub fn poll_capacity(
         &mut self,

@@ -154,16 +154,21 @@ impl Pod {
     /// Serves the pod as if it had come back in another network namespace, with HBONE alone.
     pub(crate) async fn serve_again(&self) {
         let name = self.pods.list()[0].info.name.clone();
+        self.serve_also(&name, self.ip).await;
+    }
+
+    /// Serves a pod of this name and address in the same proxy, with HBONE alone.
+    pub(crate) async fn serve_also(&self, name: &str, ip: Ipv4Addr) {
         // The old listener is there until its task has seen that the pod stopped; two can't have the port.
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseport(true).unwrap();
-        socket.bind((self.ip, 15008).into()).unwrap();
+        socket.bind((ip, 15008).into()).unwrap();
         let listeners = PodListeners {
             inbound_hbone: vec![socket.listen(64).unwrap()],
             ..PodListeners::default()
         };
         self.pods
-            .serve(pod_info(&name), Netns::home(), listeners)
+            .serve(pod_info(name), Netns::home(), listeners)
             .unwrap();
     }
 

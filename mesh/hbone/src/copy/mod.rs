@@ -18,6 +18,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use tokio::time::{Instant, Sleep};
 pub use self::plain::copy_plain;
 pub use self::tunnel::copy;
 use crate::error::{Fault, StreamError};
+use crate::memory::Memory;
 #[cfg(doc)]
 use crate::stream::Stream;
 
@@ -58,6 +60,9 @@ pub struct CopyOptions {
     /// long. One hour by default: a client that only closed its sending side waits for an answer,
     /// but nobody waits for ever.
     pub half_closed_timeout: Option<Duration>,
+    /// What bounds the memory of this connection and others together, should their readers stall.
+    /// `None` by default.
+    pub memory: Option<Arc<Memory>>,
 }
 
 impl Default for CopyOptions {
@@ -65,6 +70,7 @@ impl Default for CopyOptions {
         Self {
             idle_timeout: None,
             half_closed_timeout: Some(Duration::from_secs(3600)),
+            memory: None,
         }
     }
 }
@@ -99,6 +105,15 @@ pub enum Side {
     Second,
 }
 
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
+
 /// How a connection ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -112,6 +127,8 @@ pub enum Ended {
     Idle(Duration),
     /// One direction was finished and nothing moved in the other for the time limit.
     HalfClosed(Duration),
+    /// This side took nothing, and the [memory](CopyOptions::memory) was used up.
+    Stalled(Side),
 }
 
 /// The end of a connection.
@@ -132,7 +149,7 @@ impl CopyEnd {
         let side = match &self.how {
             Ended::Finished => return None,
             Ended::Idle(_) | Ended::HalfClosed(_) => return Some(Fault::Internal),
-            Ended::Tcp(side, _) => *side,
+            Ended::Tcp(side, _) | Ended::Stalled(side) => *side,
             Ended::Stream(_) => Side::Second,
         };
         Some(match (side, role) {

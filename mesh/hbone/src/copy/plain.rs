@@ -13,6 +13,7 @@ use super::{
     Batch, CopyEnd, CopyOptions, Counters, Ended, Side, Watchdog, end_as_reset, end_in_order,
     failed, finish, poll_read, poll_write,
 };
+use crate::memory::Stalling;
 
 /// Moves bytes both ways between two connections, until both directions are finished or one fails.
 // Not an `async fn`, for the same reason as `copy`.
@@ -91,6 +92,11 @@ impl Join {
         if self.forth.finished && self.back.finished {
             return Poll::Ready(Ended::Finished);
         }
+        for direction in [&mut self.forth, &mut self.back] {
+            if direction.poll_stalling(cx, options).is_ready() {
+                return Poll::Ready(Ended::Stalled(direction.from.other()));
+            }
+        }
         self.watchdog.poll(
             cx,
             options,
@@ -107,6 +113,7 @@ struct Direction {
     held: Bytes,
     ending: bool,
     finished: bool,
+    stalling: Stalling,
 }
 
 impl Direction {
@@ -118,12 +125,20 @@ impl Direction {
             held,
             ending: false,
             finished: false,
+            stalling: Stalling::default(),
         }
     }
 
     /// Whether it waits for bytes, and so learns of its source's end.
     fn reads(&self) -> bool {
         self.held.is_empty() && !self.ending
+    }
+
+    fn poll_stalling(&mut self, cx: &mut Context<'_>, options: &CopyOptions) -> Poll<()> {
+        // All of the batch, however little of it is left.
+        let all = self.batch.size();
+        let held = (!self.held.is_empty()).then_some(|| all);
+        self.stalling.poll(cx, options.memory.as_ref(), held)
     }
 
     fn poll(
@@ -135,11 +150,7 @@ impl Direction {
         moved: &mut bool,
     ) -> Poll<Result<(), Ended>> {
         let source = self.from;
-        let sink = if source == Side::First {
-            Side::Second
-        } else {
-            Side::First
-        };
+        let sink = source.other();
         let read_error = |error| Ended::Tcp(source, error);
         let write_error = |error| Ended::Tcp(sink, error);
         while !self.finished {
@@ -147,6 +158,7 @@ impl Direction {
                 let piece = [IoSlice::new(&self.held)];
                 let written = ready!(poll_write(to, cx, &piece)).map_err(write_error)?;
                 self.held.advance(written);
+                self.stalling.taken();
                 count.fetch_add(written as u64, Ordering::Relaxed);
                 *moved = true;
                 continue;

@@ -15,6 +15,7 @@ use super::{
     end_in_order, failed, finish, poll_read, poll_write,
 };
 use crate::error::{Reason, StreamError};
+use crate::memory::Stalling;
 use crate::stream::{Reset, Stream};
 
 /// Pieces that one system call writes.
@@ -40,6 +41,7 @@ pub fn copy<'a>(
         sending: true,
         receiving: Receiving::Open,
         watchdog: Watchdog::new(),
+        stalling: Stalling::default(),
         orderly: false,
     };
     async move {
@@ -60,6 +62,7 @@ struct Join<'a> {
     sending: bool,
     receiving: Receiving,
     watchdog: Watchdog,
+    stalling: Stalling,
     orderly: bool,
 }
 
@@ -116,6 +119,14 @@ impl Join<'_> {
             && let Poll::Ready(error) = failed.poll(cx)
         {
             return Poll::Ready(error.into());
+        }
+        let Self {
+            stalling, stream, ..
+        } = self;
+        let held = (self.held > 0).then_some(|| stream.held());
+        let memory = self.options.memory.as_ref();
+        if stalling.poll(cx, memory, held).is_ready() {
+            return Poll::Ready(Ended::Stalled(Side::First));
         }
         self.watchdog
             .poll(cx, self.options, moved, received || !self.sending)
@@ -215,6 +226,7 @@ impl Join<'_> {
             self.counters
                 .back
                 .fetch_add(written as u64, Ordering::Relaxed);
+            self.stalling.taken();
             self.taken(written);
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use seine_hbone::copy::Side;
 use seine_hbone::{
-    CopyEnd, CopyOptions, Counters, Ended, Fault, Pool, Role, Settings, copy, copy_plain,
+    CopyEnd, CopyOptions, Counters, Ended, Fault, Memory, Pool, Role, Settings, copy, copy_plain,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -340,6 +340,37 @@ async fn a_writer_is_stopped_by_a_reader_that_stalls_and_goes_on_with_it() {
 }
 
 #[tokio::test]
+async fn readers_that_stall_share_a_bound_and_the_first_of_them_is_ended() {
+    // Plainly a connection holds a batch, in the mesh a window.
+    for (meshed, bound) in [(true, 3 << 20), (false, 600 << 10)] {
+        let memory = Memory::new(bound);
+        let options = CopyOptions {
+            memory: Some(Arc::clone(&memory)),
+            ..CopyOptions::default()
+        };
+        let mut stalled = Vec::new();
+        for _ in 0..6 {
+            let mut joined = joined(meshed, options.clone()).await;
+            let written = fill(&mut joined.client).await;
+            stalled.push((joined, written));
+        }
+        let (mut last, written) = stalled.pop().unwrap();
+        let (first, _) = stalled.swap_remove(0);
+        let copying = first.inbound.unwrap_or(first.outbound);
+        let end = tokio::time::timeout(Duration::from_secs(20), copying).await;
+        let how = end.expect("it is ended").unwrap().how;
+        assert!(matches!(how, Ended::Stalled(_)), "{how:?}");
+        assert!(memory.held() <= bound);
+        // The last one goes on when its reader does, and holds nothing more.
+        let mut got = vec![0; written];
+        last.server.read_exact(&mut got).await.unwrap();
+        drop(stalled);
+        last.client.write_all(b"more").await.unwrap();
+        last.server.read_exact(&mut got[..4]).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_idle_connection_ends_at_its_limit_and_a_used_one_does_not() {
     for meshed in [true, false] {
         let limit = Duration::from_millis(400);
@@ -371,6 +402,7 @@ async fn a_half_closed_connection_has_a_limit_of_its_own() {
     let options = CopyOptions {
         idle_timeout: None,
         half_closed_timeout: Some(limit),
+        memory: None,
     };
     let mut joined = joined(false, options).await;
     tokio::time::sleep(limit * 2).await;
