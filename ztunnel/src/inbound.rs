@@ -75,7 +75,10 @@ async fn serve_tunnel(
     let trust = shared.trust.before_handshake();
     let (accepted, _tunnel) = match handshake(&shared, &pod, stranger, tcp, peer).await {
         Ok(accepted) => accepted,
-        Err(Refused::Silent) => return debug!(?pod, %peer, "a peer that said nothing is let go"),
+        Err(Refused::Silent) => {
+            shared.telemetry.on_tunnel_refused("timeout");
+            return debug!(?pod, %peer, "a peer that said nothing is let go");
+        }
         Err(Refused::Limit(of)) => {
             shared.telemetry.on_tunnel_refused("limit");
             return warn!(?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many {of} of this pod");

@@ -44,7 +44,7 @@ pub mod sockets;
 pub mod state;
 pub mod telemetry;
 mod trust;
-pub mod vital;
 pub mod tuning;
+pub mod vital;
 pub mod workers;
 pub mod zds;

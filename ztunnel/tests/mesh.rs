@@ -369,7 +369,9 @@ async fn new_connections_move_to_a_new_tunnel_when_the_clients_certificate_is_re
     let mut beside = a.connect(server).await;
     exchange(&mut beside, b"beside").await.unwrap();
     assert_eq!(tunnels(), before);
-    a.shared.certificates.forget(&mesh.ca.identity("shop", "a"));
+    let identity = mesh.ca.identity("shop", "a");
+    a.shared.certificates.forget(&identity);
+    a.shared.certificates.prefetch(&identity);
     let mut new = a.connect(server).await;
     exchange(&mut new, b"new").await.unwrap();
     assert_eq!(tunnels(), before + 1);

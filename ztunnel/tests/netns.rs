@@ -12,6 +12,7 @@ use std::time::Duration;
 use namespace::PodNamespace;
 use seine_ztunnel::netns::{Netns, remember_home};
 use seine_ztunnel::sockets::{Dialer, Source, listen};
+use socket2::TcpKeepalive;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_application_sees_the_clients_own_address_in_both_families() {
@@ -69,6 +70,7 @@ async fn under_another_meshs_agent_every_socket_has_its_mark() {
             netns: netns.clone(),
             mark_all,
             timeout: Duration::from_secs(5),
+            keepalive: TcpKeepalive::new(),
         };
         let (connected, accepted) =
             tokio::join!(dialer.connect(pod, Source::Any), application.accept());

@@ -40,6 +40,7 @@ async fn a_dedicated_proxy_serves_its_own_namespace_and_hands_on_its_ports() {
         netns,
         mark_all: false,
         timeout: std::time::Duration::from_secs(5),
+        keepalive: socket2::TcpKeepalive::new(),
     };
     let connected = dialer.connect((Ipv4Addr::LOCALHOST, 15001).into(), Source::Any);
     // The reset may come before connect(2) is over.
