@@ -62,7 +62,8 @@ fuzz_target!(|bytes: &[u8]| {
     for destination in asked {
         let _ = store.resolve(destination, None, &[]);
         if let Some(workload) = workloads.first() {
-            let _ = store.resolve(destination, Some(workload), &[workload.uid.clone()]);
+            let tried = std::slice::from_ref(&workload.uid);
+            let _ = store.resolve(destination, Some(workload), tried);
         }
         let _ = store.workload_at(destination.ip());
         let _ = store.service_at(destination.ip(), Some("shop"));
