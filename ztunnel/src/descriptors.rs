@@ -1,6 +1,6 @@
 //! File descriptors: one number for the whole process, which all pods share.
 //!
-//! What is counted is what strangers and applications can ask for: two for a connection, one for a tunnel. Listeners,
+//! What is counted is what strangers and applications can ask for: one for each socket of a connection, one for a tunnel. Listeners,
 //! resolvers and the control plane live from what is kept in reserve. While there are plenty a pod may have as many as
 //! it likes; when they run out, only a pod that has less than its fair share gets more.
 

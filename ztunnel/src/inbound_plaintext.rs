@@ -102,7 +102,9 @@ async fn prepare(
     own_port: u16,
     info: &mut ConnectionInfo,
 ) -> Result<(TcpStream, ConnectionSlot), Failure> {
-    let slot = pod.limits.inbound().ok_or(Failure::Limit)?;
+    let slot = pod.limits.inbound();
+    let slot = slot.and_then(|slot| pod.limits.both_sockets(slot));
+    let slot = slot.ok_or(Failure::Limit)?;
     let loopback = info.original.ip().is_loopback() && !shared.environment.loopback_is_remote;
     if loopback || info.original.port() == own_port || pod.ports.contains(info.original.port()) {
         return Err(Failure::OwnAddress(info.original));

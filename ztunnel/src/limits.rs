@@ -9,9 +9,6 @@ use crate::config::Config;
 use crate::descriptors::{Descriptors, Held, Share};
 use crate::peers::{Peers, Stranger};
 
-/// Descriptors of a connection: the client's and the other side's.
-const TWO_SOCKETS: usize = 2;
-
 /// The limits of one pod, shared by its tasks.
 #[derive(Debug)]
 pub struct PodLimits {
@@ -22,11 +19,10 @@ pub struct PodLimits {
     descriptors: Share,
 }
 
-/// A connection's place; given back when dropped.
+/// A connection's place and the descriptor of its own socket; given back when dropped. Its other side is a stream of a
+/// tunnel, unless [`PodLimits::both_sockets`] was asked.
 #[derive(Debug)]
-pub struct ConnectionSlot(
-    #[expect(dead_code, reason = "held for its drop")] (OwnedSemaphorePermit, Held),
-);
+pub struct ConnectionSlot((OwnedSemaphorePermit, Held, Option<Held>));
 
 impl PodLimits {
     /// The limits that the settings give to every pod.
@@ -55,8 +51,18 @@ impl PodLimits {
 
     fn slot(&self, places: &Arc<Semaphore>) -> Option<ConnectionSlot> {
         let place = places.clone().try_acquire_owned().ok()?;
-        let held = self.descriptors.take(TWO_SOCKETS)?;
-        Some(ConnectionSlot((place, held)))
+        let held = self.descriptors.take(1)?;
+        Some(ConnectionSlot((place, held, None)))
+    }
+
+    /// The same place for a connection with a socket on its other side, too; none when descriptors run out.
+    pub fn both_sockets(&self, slot: ConnectionSlot) -> Option<ConnectionSlot> {
+        let ConnectionSlot((place, first, _)) = slot;
+        Some(ConnectionSlot((
+            place,
+            first,
+            Some(self.descriptors.take(1)?),
+        )))
     }
 
     /// A place for a connection to the pod's HBONE port; none when its address, or all of them, have too many.
@@ -92,11 +98,14 @@ mod tests {
     #[tokio::test]
     async fn connections_and_tunnels_take_descriptors() {
         let limits = PodLimits::new(&Config::defaults(), &Descriptors::new(16));
-        let slots: Vec<_> = std::iter::from_fn(|| limits.outbound()).take(9).collect();
-        assert_eq!(slots.len(), 7);
+        let slots: Vec<_> = std::iter::from_fn(|| limits.outbound()).take(20).collect();
+        assert_eq!(slots.len(), 14);
         assert!(limits.inbound().is_none());
         assert!(limits.stranger([10, 0, 0, 1].into()).is_none());
         drop(slots);
         assert!(limits.stranger([10, 0, 0, 1].into()).is_some());
+        let plain = || limits.both_sockets(limits.inbound()?);
+        let slots: Vec<_> = std::iter::from_fn(plain).take(20).collect();
+        assert_eq!(slots.len(), 7);
     }
 }

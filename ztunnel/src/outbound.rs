@@ -130,6 +130,10 @@ async fn prepare(
             }
         };
         let failure = match route::connect(shared, pod, pool, &destination, info).await {
+            Ok(Way::Plain(upstream)) => {
+                let slot = pod.limits.both_sockets(slot).ok_or(Failure::Limit)?;
+                return Ok((Way::Plain(upstream), slot));
+            }
             Ok(way) => return Ok((way, slot)),
             Err(failure) => failure,
         };
