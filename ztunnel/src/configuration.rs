@@ -113,22 +113,12 @@ async fn watch_status(shared: Arc<Shared>, mut status: watch::Receiver<Status>, 
 
 #[cfg(test)]
 mod tests {
-    use futures::future::BoxFuture;
-    use seine_identity::{CertificateSource, Identity, SourceError, Svid};
     use tokio::time::Instant;
 
     use super::*;
     use crate::app::share;
     use crate::shared::Environment;
-
-    /// Nobody here needs a certificate.
-    struct NoSource;
-
-    impl CertificateSource for NoSource {
-        fn fetch<'a>(&'a self, _: &'a Identity) -> BoxFuture<'a, Result<Svid, SourceError>> {
-            Box::pin(std::future::pending())
-        }
-    }
+    use crate::testing::NoSource;
 
     #[tokio::test(start_paused = true)]
     async fn a_saved_configuration_is_served_when_the_control_plane_is_away_or_slow() {

@@ -101,20 +101,11 @@ impl FederatedBundle {
 mod tests {
     use std::sync::Arc;
 
-    use futures::future::BoxFuture;
+    use seine_identity::ManagerOptions;
     use seine_identity::testing::TestCa;
-    use seine_identity::{CertificateSource, Identity, ManagerOptions, SourceError, Svid};
 
     use super::*;
-
-    /// Nobody here needs a certificate.
-    struct NoSource;
-
-    impl CertificateSource for NoSource {
-        fn fetch<'a>(&'a self, _: &'a Identity) -> BoxFuture<'a, Result<Svid, SourceError>> {
-            Box::pin(std::future::pending())
-        }
-    }
+    use crate::testing::NoSource;
 
     #[test]
     fn a_domain_and_a_file_are_asked_for() {

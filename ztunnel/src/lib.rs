@@ -43,6 +43,8 @@ pub mod shared;
 pub mod sockets;
 pub mod state;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 mod trust;
 pub mod tuning;
 pub mod vital;

@@ -51,14 +51,7 @@ impl CniServer {
     pub(crate) async fn serve(self, listener: Listener, door: Door) {
         let mut connections = tokio::task::JoinSet::new();
         loop {
-            let connection = match listener.accept().await {
-                Ok(connection) => connection,
-                Err(error) => {
-                    tracing::warn!(%error, "accept a CNI plugin");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
+            let connection = listener.next("a CNI plugin").await;
             while connections.try_join_next().is_some() {}
             if let Err(reason) = door.admit(&connection) {
                 Metrics::count(&self.metrics.refused_peers, "cni");

@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message;
 use seine_proto::listeners::Listener as ListenerEntry;
@@ -32,14 +31,7 @@ pub async fn serve(
 ) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let connection = match listener.accept().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::warn!(%error, "accept a node proxy");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let connection = listener.next("a node proxy").await;
         while connections.try_join_next().is_some() {}
         if let Err(reason) = door.admit(&connection) {
             Metrics::count(&metrics.refused_peers, "listeners");

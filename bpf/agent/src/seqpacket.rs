@@ -12,6 +12,7 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::AddressFamily;
@@ -86,6 +87,20 @@ impl Listener {
             })
             .await?;
         Connection::new(fd)
+    }
+
+    /// Waits for the next process that connects, `whom` as the log calls it. What keeps one from being accepted
+    /// passes: descriptors and memory come back.
+    pub async fn next(&self, whom: &str) -> Connection {
+        loop {
+            match self.accept().await {
+                Ok(connection) => return connection,
+                Err(error) => {
+                    tracing::warn!(%error, path = %self.path.display(), "can't accept {whom}; trying again");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
     }
 
     /// Where it listens.

@@ -76,14 +76,7 @@ pub(crate) async fn serve(
 ) {
     let mut proxies = tokio::task::JoinSet::new();
     loop {
-        let connection = match listener.accept().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::warn!(%error, "accept a node proxy");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let connection = listener.next("a node proxy").await;
         while proxies.try_join_next().is_some() {}
         let (door, served, metrics) = (door.clone(), served.clone(), metrics.clone());
         let (reply, known) = oneshot::channel();

@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -14,6 +13,7 @@ use seine_lab::{Lab, Options};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::guard::Guard;
 use crate::manifests;
 use crate::peer::report::{Asked, LiveEvent};
 use crate::trial::Shared;
@@ -104,7 +104,7 @@ impl Bed {
         options.environment.insert(0, log);
         // It would be there already if the lab did not get ready.
         let lab = Lab::up(&options, &manifests::text(objects))?;
-        let guard = Guard::start(&lab)?;
+        let guard = Guard::start(&lab.command(["down"]))?;
         let bed = Self { lab, _guard: guard };
         bed.settle()?;
         Ok(bed)
@@ -383,38 +383,6 @@ fn both(addresses: &[IpAddr]) -> Result<(IpAddr, IpAddr)> {
     match (v4, v6) {
         (Some(v4), Some(v6)) => Ok((*v4, *v6)),
         _ => bail!("not both families among {addresses:?}"),
-    }
-}
-
-/// Ends the lab when the pipe to this process breaks, however the process ended.
-#[derive(Debug)]
-struct Guard {
-    child: Child,
-}
-
-impl Guard {
-    fn start(lab: &Lab) -> Result<Self> {
-        let down = lab.command(["down"]);
-        let child = Command::new("sh")
-            .args(["-c", "read -r _ || exec \"$@\"", "guard"])
-            .arg(down.get_program())
-            .args(down.get_args())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // Ctrl-C is not for it.
-            .process_group(0)
-            .spawn()
-            .context("starting the guard of the lab")?;
-        Ok(Self { child })
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(mut stdin) = self.child.stdin.take() {
-            let _ = stdin.write_all(b"done\n");
-        }
-        let _ = self.child.wait();
     }
 }
 

@@ -12,6 +12,7 @@
 
 pub mod attack;
 pub mod bed;
+pub mod guard;
 pub mod manifests;
 pub mod peer;
 pub mod trial;

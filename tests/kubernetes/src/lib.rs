@@ -8,12 +8,11 @@
 
 mod cluster;
 pub mod docs;
-mod guard;
 pub mod objects;
 mod wait;
 
 pub use cluster::{Cluster, Output};
-pub use guard::Guard;
+pub use seine_e2e::guard::Guard;
 pub use wait::{step, within};
 
 use std::path::{Path, PathBuf};
