@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::{
     ObjectKey,
     document::{Document, split},
+    pods,
     policy::{self, AuthorizationPolicy, FieldError, MeshTls},
 };
 
@@ -225,8 +226,7 @@ pub fn parse_object(kind: Kind, mut value: Value) -> Result<(ObjectKey, Object),
         (true, namespace) => Some(("metadata.namespace", namespace)),
     };
     if let Some((field, text)) = bad_name {
-        let message = format!("{text:?} is no lowercase RFC 1123 name");
-        return Err(invalid(Some(key), field, message));
+        return Err(invalid(Some(key), field, not_a_name(text)));
     }
     if kind.is_namespaced() {
         metadata["namespace"] = Value::String(key.namespace.clone());
@@ -391,7 +391,11 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
     Ok(match kind {
         Kind::Namespace => Object::Namespace(core(value)?),
         Kind::Node => Object::Node(core(value)?),
-        Kind::Pod => Object::Pod(core(value)?),
+        Kind::Pod => {
+            let pod = core(value)?;
+            check(bad_account(&pod).into_iter().collect())?;
+            Object::Pod(pod)
+        }
         Kind::Service => Object::Service(core(value)?),
         Kind::EndpointSlice => Object::EndpointSlice(core(value)?),
         Kind::ServiceAccount => Object::ServiceAccount(core(value)?),
@@ -407,6 +411,19 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             Object::MeshTls(Arc::new(policy))
         }
     })
+}
+
+/// It becomes a part of the pod's identity.
+fn bad_account(pod: &Pod) -> Option<FieldError> {
+    let account = pods::service_account(pod);
+    (!policy::is_name(account)).then(|| FieldError {
+        field: "spec.serviceAccountName".into(),
+        message: not_a_name(account),
+    })
+}
+
+fn not_a_name(text: &str) -> String {
+    format!("{text:?} is no lowercase RFC 1123 name")
 }
 
 fn core<T: DeserializeOwned + Metadata<Ty = ObjectMeta>>(
@@ -525,6 +542,27 @@ metadata: {name: web}
                 .to_string()
                 .starts_with("a.yaml:16: Pod shop/web: spec.")
         );
+    }
+
+    #[test]
+    fn names_that_an_api_server_would_refuse_are_told_by_field() {
+        let pod = |namespace: &str, name: &str, account: &str| {
+            let text = format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+                 spec: {{serviceAccountName: {account}, containers: []}}\n"
+            );
+            let problems = parse_text("a.yaml", &text).problems;
+            problems.first().and_then(|problem| problem.field.clone())
+        };
+        assert_eq!(pod("shop", "web-0.a", "web"), None);
+        for (namespace, name, account, field) in [
+            ("shop", "a/b", "web", "metadata.name"),
+            ("Shop", "a", "web", "metadata.namespace"),
+            ("shop", "a", "we`", "spec.serviceAccountName"),
+            ("shop", "a", "a/sa/b", "spec.serviceAccountName"),
+        ] {
+            assert_eq!(pod(namespace, name, account).as_deref(), Some(field));
+        }
     }
 
     #[test]
