@@ -9,12 +9,15 @@ use std::time::SystemTime;
 
 use http::uri::Authority;
 use http::{Method, StatusCode, header};
-use seine_telemetry::http::{Request, Response, json, metrics, not_found, query, serve, text};
+use seine_telemetry::http::{
+    Request, Response, json, metrics, not_found, query, serve_until, text,
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::connection::{Direction, Live, Security};
+use crate::drain::Lifetime;
 use crate::pods::Pods;
 use crate::shared::Shared;
 use crate::sockets::listen_shared;
@@ -42,19 +45,19 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Serves admin, metrics and readiness until `stop`. A port that can't be bound costs its pages, not the mesh's
+    /// Serves admin, metrics and readiness for `life`. A port that can't be bound costs its pages, not the mesh's
     /// traffic.
-    pub fn start(&self, stop: &CancellationToken) {
+    pub fn start(&self, life: &Lifetime) {
         let config = &self.shared.config;
         let admin = self.clone();
-        spawn("admin", config.admin_address, stop, move |request| {
+        spawn("admin", config.admin_address, life, move |request| {
             admin.page(&request)
         });
         let shared = self.shared.clone();
         spawn(
             "metrics",
             config.metrics_address,
-            stop,
+            life,
             move |request| match request.uri().path() {
                 "/metrics" | "/stats/prometheus" => metrics(shared.telemetry.registry()),
                 _ => not_found(&["/metrics"]),
@@ -64,7 +67,7 @@ impl Admin {
         spawn(
             "readiness",
             config.readiness_address,
-            stop,
+            life,
             move |request| match request.uri().path() {
                 "/healthz/ready" => shared.readiness.page(),
                 _ => not_found(&["/healthz/ready"]),
@@ -235,17 +238,16 @@ fn seconds(time: SystemTime) -> u64 {
 fn spawn(
     what: &'static str,
     address: SocketAddr,
-    stop: &CancellationToken,
+    life: &Lifetime,
     page: impl Fn(Request) -> Response + Send + Sync + 'static,
 ) {
-    let stop = stop.clone();
     let listener = match listen_shared(address) {
         Ok(listener) => listener,
         Err(error) => return warn!(what, %address, %error, "the pages are not served"),
     };
     let page = Arc::new(page);
     // On a thread of its own: a page of a large mesh takes a second to write.
-    let served = serve(listener, move |request| {
+    let served = serve_until(listener, life.stop().clone(), move |request| {
         let page = page.clone();
         async move {
             let written = tokio::task::spawn_blocking(move || page(request)).await;
@@ -254,10 +256,11 @@ fn spawn(
             })
         }
     });
-    tokio::spawn(async move {
+    let cut = life.cut().clone();
+    life.spawn(async move {
         tokio::select! {
             () = served => {}
-            () = stop.cancelled() => {}
+            () = cut.cancelled() => {}
         }
     });
 }

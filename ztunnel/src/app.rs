@@ -43,6 +43,9 @@ use crate::workers::Workers;
 use crate::zds::{self, PodInfo};
 use crate::{configuration, pod_dns, state};
 
+/// How long a proxy that ends waits for whoever reads its last pages.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// Runs a proxy until it is told to end.
 pub async fn run(
     config: Config,
@@ -103,7 +106,7 @@ async fn serve(
         log,
         drain: drain.clone(),
     };
-    let pages = CancellationToken::new();
+    let pages = Lifetime::new();
     admin.start(&pages);
     let replaced = CancellationToken::new();
     let succession = tokio::spawn(succeed(
@@ -123,7 +126,7 @@ async fn serve(
     shared.readiness.pending("drain", "the proxy is ending");
     // The successor has pages of its own; otherwise the drain can be watched on these.
     if by_successor {
-        pages.cancel();
+        pages.stop().cancel();
     }
     // A proxy that drains already gets its one SIGTERM while it does: Kubernetes sends it to a pod
     // whose successor is ready. Only a further one means haste.
@@ -157,6 +160,7 @@ async fn serve(
             _ = interrupt.recv() => {}
         }
     }
+    pages.drain(LAST_ANSWERS).await;
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 //! closes whoever sends its headers too slowly.
 
 use std::future::Future;
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +16,9 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// A request to a page; its body is not read.
@@ -34,17 +37,26 @@ where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Response> + Send + 'static,
 {
+    serve_until(listener, CancellationToken::new(), pages).await;
+}
+
+/// The same until `stop`; then what was asked before is still answered.
+pub async fn serve_until<F, Fut>(listener: TcpListener, stop: CancellationToken, pages: F)
+where
+    F: Fn(Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Response> + Send + 'static,
+{
     let pages = Arc::new(pages);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    // Ends the connections' tasks when this future is dropped.
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-            return;
+        let next = tokio::select! {
+            next = accept(&listener, &permits) => next,
+            () = stop.cancelled() => break,
         };
         while connections.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, permit) = match next {
+            Ok(next) => next,
             Err(error) => {
                 debug!(%error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -52,22 +64,45 @@ where
             }
         };
         let pages = Arc::clone(&pages);
+        let stop = stop.clone();
         connections.spawn(async move {
             let service = service_fn(move |request: ::http::Request<Incoming>| {
                 let response = pages(request.map(|_| ()));
                 async move { Ok::<_, std::convert::Infallible>(response.await) }
             });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let mut connection = pin!(
+                hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service)
+            );
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
             if let Err(error) = served {
                 debug!(%error, "admin connection ended");
             }
             drop(permit);
         });
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
 }
 
 /// A plain text page.
@@ -160,5 +195,30 @@ mod tests {
         let missing = "GET /other HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         assert!(exchange(missing).await.starts_with("HTTP/1.1 404"));
         server.abort();
+    }
+
+    /// What asks a process to end is answered by the process that ends.
+    #[tokio::test]
+    async fn what_was_asked_before_the_end_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let asked = stop.clone();
+        let server = tokio::spawn(serve_until(listener, stop, move |_| {
+            asked.cancel();
+            async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                text(StatusCode::OK, "ending".to_owned())
+            }
+        }));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"POST /drain HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\nending"), "{answer}");
+        server.await.unwrap();
     }
 }
