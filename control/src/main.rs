@@ -112,6 +112,15 @@ struct Serve {
     /// Lifetime of the proxies' certificates, in seconds: at most, and where they ask for none.
     #[arg(long, env = "SEINE_CERTIFICATE_LIFETIME", default_value_t = 24 * 3600)]
     certificate_lifetime: u64,
+    /// Lifetime of the intermediate that signs them, in seconds; a new one is made at half of it.
+    /// No certificate lives longer than the one that signed it.
+    #[arg(
+        long,
+        env = "SEINE_INTERMEDIATE_LIFETIME",
+        default_value_t = 60 * 24 * 3600,
+        value_parser = clap::value_parser!(u64).range(60..)
+    )]
+    intermediate_lifetime: u64,
     /// Seconds after which an xDS client must show a fresh token.
     #[arg(long, env = "SEINE_MAX_STREAM_AGE", default_value_t = 1800)]
     max_stream_age: u64,
@@ -189,6 +198,7 @@ async fn serve(flags: Serve) -> anyhow::Result<()> {
         trusted_accounts: flags.trusted_accounts,
         server_names: flags.server_names,
         certificate_lifetime: Duration::from_secs(flags.certificate_lifetime),
+        intermediate_lifetime: Duration::from_secs(flags.intermediate_lifetime),
         max_stream_age: Duration::from_secs(flags.max_stream_age),
         drain: Duration::from_secs(5),
         translation: Settings {

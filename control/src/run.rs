@@ -42,6 +42,8 @@ pub struct Options {
     pub server_names: Vec<String>,
     /// Longest lifetime of a certificate, also the lifetime where none is asked for.
     pub certificate_lifetime: Duration,
+    /// Lifetime of the intermediate; a new one is made at half of it.
+    pub intermediate_lifetime: Duration,
     /// An xDS stream is closed after this time.
     pub max_stream_age: Duration,
     /// Streams may take this long to end.
@@ -177,6 +179,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     let mut ca = CaOptions::new(domain);
     ca.max_lifetime = options.certificate_lifetime;
     ca.default_lifetime = options.certificate_lifetime;
+    ca.intermediate_lifetime = options.intermediate_lifetime;
     ca.min_lifetime = ca.min_lifetime.min(options.certificate_lifetime);
     let (authority, _follows) = place.authority(ca).await?;
 

@@ -29,15 +29,24 @@ const SILENCE: Duration = Duration::from_secs(90);
 const LAST_LINES: usize = 8;
 
 /// Asks until there is an answer; an error of `ask` is final. After [`PATIENCE`] it fails.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+pub fn until<T>(what: &str, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(PATIENCE, what, ask)
+}
+
+/// The same with another patience, for what takes its time.
+pub fn until_within<T>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask().with_context(|| format!("while waiting until {what}"))? {
             return Ok(answer);
         }
         ensure!(
             Instant::now() < deadline,
-            "waited {PATIENCE:?} in vain until {what}"
+            "waited {patience:?} in vain until {what}"
         );
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -17,4 +17,4 @@ pub mod manifests;
 pub mod peer;
 pub mod trial;
 
-pub use bed::{Bed, Family, Running, until};
+pub use bed::{Bed, Family, Running, until, until_within};

@@ -2,18 +2,24 @@
 
 #![allow(missing_docs, reason = "the names of tests say what they are about")]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{Pod, meshed_namespace, service};
 use seine_e2e::peer::report::Loaded;
-use seine_e2e::{Bed, trials, until};
+use seine_e2e::{Bed, trials, until, until_within};
 use seine_lab::Options;
 use seine_lab::protocol::Component;
 use serde_json::Value;
 
 /// Seconds that a certificate lives; it is renewed at half of that.
 const LIFETIME: &str = "14";
+/// Seconds that the CA's intermediate lives; a new one signs at half of that.
+const INTERMEDIATE: &str = "60";
+/// A phase of a root's rotation takes a certificate's life and a minute, and up to 15 s until the CA looks.
+const PHASE: Duration = Duration::from_secs(14 + 60 + 15 + 30);
 const SERVERS: [&str; 1] = ["echo:8080"];
 const PORTS: [(&str, u16, u16); 1] = [("echo", 8080, 8080)];
 
@@ -22,6 +28,7 @@ fn main() -> ExitCode {
         up,
         trials![
             certificates_are_renewed_under_load_without_a_failed_connection,
+            keys_of_the_ca_are_rotated_under_load_without_a_broken_connection,
             without_the_control_plane_traffic_goes_on_until_certificates_end_and_recovers,
         ],
     )
@@ -29,8 +36,14 @@ fn main() -> ExitCode {
 
 fn up() -> Result<Bed> {
     let mut options = Options::new("e2e-outages");
-    let lifetime = ("SEINE_CERTIFICATE_LIFETIME".to_owned(), LIFETIME.to_owned());
-    options.environment.push(lifetime);
+    for (name, value) in [
+        ("SEINE_CERTIFICATE_LIFETIME", LIFETIME),
+        ("SEINE_INTERMEDIATE_LIFETIME", INTERMEDIATE),
+    ] {
+        options
+            .environment
+            .push((name.to_owned(), value.to_owned()));
+    }
     Bed::with(
         options,
         &[
@@ -78,6 +91,62 @@ fn certificates_are_renewed_under_load_without_a_failed_connection(bed: &Bed) ->
         "that was no load: {loaded:?}"
     );
     Ok(())
+}
+
+fn keys_of_the_ca_are_rotated_under_load_without_a_broken_connection(bed: &Bed) -> Result<()> {
+    let ca = || -> Result<Value> {
+        let page = bed.page(Component::Control, None, 15014, "/debug/ca")?;
+        Ok(serde_json::from_str(&page)?)
+    };
+    let reaches = |what: &str, there: &dyn Fn(&Value) -> bool| {
+        until_within(PHASE, what, || Ok(there(&ca()?).then_some(())))
+    };
+    let renewed = || -> Result<()> {
+        for (node, account) in [(1, "client"), (2, "far")] {
+            let before = serial(bed, node, account)?;
+            until(&format!("{account} has a new certificate"), || {
+                Ok((serial(bed, node, account)? != before).then_some(()))
+            })?;
+        }
+        Ok(())
+    };
+    let before = ca()?;
+    ensure!(before["trustedRoots"] == 1, "{before}");
+    let load = "load near,far --port 8080 --workers 2 --lasting 4";
+    let arguments: Vec<_> = load.split(' ').collect();
+    let load = bed.start("mesh/client", &arguments)?;
+
+    reaches("another intermediate signs", &|ca| {
+        ca["intermediate"] != before["intermediate"] && ca["root"] == before["root"]
+    })?;
+    renewed()?;
+    std::fs::write(ca_directory(bed)?.join("rotate-root"), "")?;
+    reaches("both roots are trusted", &|ca| ca["trustedRoots"] == 2)?;
+    reaches("the new root signs", &|ca| {
+        ca["trustedRoots"] == 2 && ca["root"] != before["root"]
+    })?;
+    reaches("the old root is dropped", &|ca| ca["trustedRoots"] == 1)?;
+    // The proxies hear of it with their next certificates.
+    renewed()?;
+    renewed()?;
+    let loaded: Loaded = load.finish()?;
+    ensure!(
+        loaded.failed.is_empty() && loaded.lasting_failed.is_empty(),
+        "{loaded:?}"
+    );
+    ensure!(
+        loaded.connections > 100 && loaded.exchanges > 100,
+        "that was no load: {loaded:?}"
+    );
+    Ok(())
+}
+
+/// Where the control plane keeps its keys.
+fn ca_directory(bed: &Bed) -> Result<PathBuf> {
+    let process = bed.process(Component::Control, None)?;
+    let words = std::fs::read_to_string(format!("/proc/{process}/cmdline"))?;
+    let mut words = words.split('\0').skip_while(|word| *word != "--ca-dir");
+    words.nth(1).map(PathBuf::from).context("--ca-dir")
 }
 
 fn without_the_control_plane_traffic_goes_on_until_certificates_end_and_recovers(
