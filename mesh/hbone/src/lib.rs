@@ -39,7 +39,9 @@ pub use request::{
     Authority, BadRequest, ConnectRequest, Forwarded, Host, MAX_HEADER_VALUE, ProxyKind,
     TraceParent,
 };
-pub use server::{Accepted, DrainSignal, DrainTrigger, Incoming, accept, drain, serve};
+pub use server::{
+    Accepted, DrainSignal, DrainTrigger, GOAWAY_GRACE, Incoming, accept, drain, serve,
+};
 pub use settings::Settings;
 pub use stream::{Reset, Stream};
 pub use tunnel::{Connected, Connector, Distrusted, TrustWatch};

@@ -29,6 +29,10 @@ use crate::request::{ConnectRequest, insert_baggage};
 use crate::settings::Settings;
 use crate::stream::{Place, Stream};
 
+/// For so long after a GOAWAY streams are served that were on their way when it was sent. A client that opens
+/// more has not read it: they are refused, so that it makes no connections that are cut soon.
+pub const GOAWAY_GRACE: Duration = Duration::from_secs(1);
+
 /// Tells connections to end: GOAWAY at once, and at the deadline whatever is left is cut.
 #[derive(Debug)]
 pub struct DrainTrigger(watch::Sender<Option<Instant>>);
@@ -218,6 +222,7 @@ impl Accepted {
             .map(|pings| Keepalive::new(pings, &settings));
         let live = Arc::new(AtomicUsize::new(0));
         let mut deadline = None;
+        let mut no_more = None;
         let mut ended = pin!(Clock::SYSTEM.passed(not_after));
         let mut retired = false;
         let mut idle = Idle::new(settings.idle_timeout);
@@ -227,6 +232,10 @@ impl Accepted {
                     // Until the peer has taken the GOAWAY in, it may ask; one that ignores it, for ever.
                     Some(Ok((_, mut respond))) if Clock::SYSTEM.now() > not_after => {
                         debug!(%peer, %identity, "a CONNECT after the end of the peer's certificate");
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    }
+                    Some(Ok((_, mut respond))) if no_more.is_some_and(|at| Instant::now() > at) => {
+                        debug!(%peer, %identity, "a CONNECT long after the GOAWAY");
                         respond.send_reset(h2::Reason::REFUSED_STREAM);
                     }
                     Some(Ok((request, respond))) => {
@@ -257,6 +266,7 @@ impl Accepted {
                 at = drain.begun(), if deadline.is_none() => {
                     connection.graceful_shutdown();
                     deadline = Some(at);
+                    no_more = Some(Instant::now() + GOAWAY_GRACE);
                 }
                 () = until(deadline), if deadline.is_some() => {
                     return Err(ServeError::DrainDeadline { peer });

@@ -8,6 +8,7 @@
 mod agent;
 mod control;
 mod dedicated;
+mod goaway;
 #[path = "../support/namespace.rs"]
 mod namespace;
 mod pages;
@@ -147,7 +148,9 @@ impl Node {
             ("--admin-address", &admin.to_string()),
             ("--metrics-address", "127.0.0.1:0"),
         ] {
-            command.args([flag, value]);
+            if !flags.iter().any(|(other, _)| *other == flag) {
+                command.args([flag, value]);
+            }
         }
         for (flag, value) in flags {
             command.args([flag, value]);
