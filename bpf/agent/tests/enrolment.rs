@@ -95,6 +95,31 @@ async fn the_cni_plugin_enrols_a_pod_and_the_proxy_gets_its_namespace_and_listen
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_stays_enrolled_after_its_removal_until_its_last_process_ends() {
+    let _turn = take_turn().await;
+    let Some(node) = Node::new("t") else { return };
+    let (agent, _source) = node.agent().await;
+    assert!(node.cni("ADD", "web", "u-1").await.status.success());
+    let process = node.run_in_pod("u-1");
+    assert!(node.cni("DEL", "web", "u-1").await.status.success());
+    assert_eq!(node.enrolled(), 1, "it has a process still");
+    node.enter("ztunnel");
+    let proxy = Proxy::connect(&node).await;
+    let (payload, _) = proxy.next().await.unwrap();
+    assert!(matches!(payload, Payload::Add(_)), "{payload:?}");
+    let (payload, _) = proxy.next().await.unwrap();
+    assert!(matches!(payload, Payload::SnapshotSent(_)), "{payload:?}");
+    assert!(listeners(&node, "u-1").await.is_ok());
+    node.leave();
+
+    drop(process);
+    let (payload, _) = proxy.next().await.unwrap();
+    assert!(matches!(payload, Payload::Del(_)), "{payload:?}");
+    assert_eq!(node.enrolled(), 0);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_outside_of_ztunnels_cgroup_or_of_another_user_gets_nothing() {
     let _turn = take_turn().await;
     let Some(node) = Node::new("b") else { return };

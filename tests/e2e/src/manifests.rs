@@ -59,6 +59,7 @@ pub struct Pod {
     annotations: BTreeMap<String, String>,
     services: Vec<String>,
     probes: Value,
+    grace: u16,
 }
 
 impl Pod {
@@ -73,6 +74,7 @@ impl Pod {
             annotations: BTreeMap::new(),
             services: Vec::new(),
             probes: json!({}),
+            grace: 1,
         }
     }
 
@@ -107,11 +109,21 @@ impl Pod {
         self
     }
 
+    /// Goes on after SIGTERM, until it is killed or these seconds are over.
+    pub fn stays(mut self, seconds: u16) -> Self {
+        self.grace = seconds;
+        self
+    }
+
     fn spec(&self) -> Value {
         let peer = crate::bed::peer_program();
         let peer = peer.display().to_string();
         let mut command = vec![peer.clone(), "serve".to_owned()];
         command.extend(self.services.iter().cloned());
+        if self.grace > 1 {
+            let deaf = ["sh", "-c", "trap '' TERM; exec \"$0\" \"$@\""];
+            command.splice(0..0, deaf.map(str::to_owned));
+        }
         let mut container = json!({"name": "peer", "command": command});
         if let Some(port) = self.services.first().and_then(|s| s.split(':').nth(1)) {
             container["readinessProbe"] = json!({"exec": {
@@ -126,7 +138,7 @@ impl Pod {
         json!({
             "nodeName": format!("node{}", self.node),
             "serviceAccountName": self.account,
-            "terminationGracePeriodSeconds": 1,
+            "terminationGracePeriodSeconds": self.grace,
             "containers": [container],
         })
     }

@@ -2,14 +2,17 @@
 
 #![allow(missing_docs, reason = "the names of tests say what they are about")]
 
+use std::net::IpAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{
     MESH_LABEL, Pod, authorization, mesh_tls, meshed_namespace, plain_namespace, service,
 };
-use seine_e2e::{Bed, trials, until};
-use serde_json::json;
+use seine_e2e::peer::report::LiveEvent;
+use seine_e2e::{Bed, Family, Running, trials, until};
+use serde_json::{Value, json};
 
 const SERVERS: [&str; 2] = ["echo:8080", "greet:8081"];
 const PORTS: [(&str, u16, u16); 2] = [("echo", 8080, 8080), ("greet", 8081, 8081)];
@@ -22,6 +25,7 @@ fn main() -> ExitCode {
             a_namespaces_label_brings_all_its_running_pods_in_and_out,
             excluded_outbound_ports_and_networks_go_out_in_plaintext,
             an_excluded_inbound_port_takes_plaintext_under_strict,
+            a_terminating_pod_stays_in_the_mesh_until_its_last_process_ends,
             a_reused_address_carries_the_new_pods_identity_and_never_the_old_ones,
         ],
     )
@@ -145,6 +149,66 @@ fn an_excluded_inbound_port_takes_plaintext_under_strict(bed: &Bed) -> Result<()
         }
         Ok(())
     })
+}
+
+fn a_terminating_pod_stays_in_the_mesh_until_its_last_process_ends(bed: &Bed) -> Result<()> {
+    // On node 2, whose log tells of what comes in.
+    let leaver = Pod::new("mesh", "leaver", 2).serves(&SERVERS).stays(120);
+    bed.apply(&[leaver.object()])?;
+    let pod = bed.pod("mesh/leaver")?;
+    let (v4, v6) = bed.pod_ips("mesh/leaver")?;
+    let mut to = bed.live("mesh/client", &v4.to_string(), 8080, Family::V4)?;
+    let mut from = bed.live("mesh/leaver", "far", 8080, Family::V6)?;
+    std::thread::scope(|scope| {
+        let deletion = scope.spawn(|| bed.delete("mesh", "pod/leaver"));
+        let outcome = stays_meshed(bed, [v4, v6], [&mut to, &mut from]);
+        // Its last processes, whatever came of that, or nobody would wait for the deletion.
+        std::fs::write(Path::new(&pod.cgroup).join("cgroup.kill"), "1")?;
+        let deleted = deletion.join().expect("it doesn't panic");
+        outcome?;
+        deleted
+    })?;
+    until("its node's proxy has let go of it", || {
+        let dump: Value = serde_json::from_str(&bed.ztunnel_admin(2, "/config_dump")?)?;
+        Ok((!dump["pods"].to_string().contains(&pod.uid)).then_some(()))
+    })?;
+    let ended: LiveEvent = to.report()?;
+    ensure!(matches!(ended, LiveEvent::Ended(_)), "{ended:?}");
+    Ok(())
+}
+
+/// Of pod `leaver`, which is being deleted.
+fn stays_meshed(bed: &Bed, addresses: [IpAddr; 2], lives: [&mut Running; 2]) -> Result<()> {
+    until("all know that the pod is terminating", || {
+        let terminating = bed.pod("mesh/leaver")?.phase == "Terminating";
+        let knows = |node| -> Result<bool> {
+            let dump: Value = serde_json::from_str(&bed.ztunnel_admin(node, "/config_dump")?)?;
+            let workloads = dump["workloads"].as_array().context("workloads")?;
+            let mut found = workloads.iter().filter(|one| one["name"] == "leaver");
+            Ok(found.all(|one| one["healthy"] == false))
+        };
+        Ok((terminating && knows(1)? && knows(2)?).then_some(()))
+    })?;
+    // New connections, both ways and in both families.
+    for address in addresses {
+        let security = security(bed, "mesh/client", &address.to_string(), 8080)?;
+        ensure!(security == "mutual_tls", "to it at {address}: {security}");
+    }
+    let (far4, far6) = bed.pod_ips("mesh/far")?;
+    for address in [far4, far6] {
+        let security = security(bed, "mesh/leaver", &address.to_string(), 8080)?;
+        ensure!(security == "mutual_tls", "from it to {address}: {security}");
+    }
+    // And those that stood.
+    for live in lives {
+        live.say("still here")?;
+        let event: LiveEvent = live.report()?;
+        ensure!(
+            event == LiveEvent::Line("still here".to_owned()),
+            "{event:?}"
+        );
+    }
+    bed.await_enrolled("mesh/leaver", true)
 }
 
 fn a_reused_address_carries_the_new_pods_identity_and_never_the_old_ones(bed: &Bed) -> Result<()> {
