@@ -30,6 +30,10 @@ const PORTS: [(&str, u16, u16); 7] = [
     ("end", 8085, 8085),
 ];
 
+/// A headless service of so many pods, with a name so long that its records fill a packet.
+const WIDE: &str = "a-name-that-takes-many-bytes";
+const WIDTH: u8 = 10;
+
 fn main() -> ExitCode {
     seine_e2e::trial::main(
         up,
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
             a_service_spreads_connections_over_all_its_pods,
             a_headless_service_and_each_pod_of_its_stateful_set_have_names,
             dns_answers_a_aaaa_and_srv_and_forwards_what_is_not_the_meshs,
+            dns_answers_are_whole_over_udp_and_tcp_whoever_gives_them_and_are_counted,
             the_server_sees_the_clients_own_address_and_the_client_the_one_it_asked_for,
             a_meshed_pod_reaches_an_unmeshed_one_and_is_reached_by_it,
             a_pod_reaches_itself_without_the_mesh,
@@ -57,6 +62,11 @@ fn up() -> Result<Bed> {
     both["spec"]["selector"] = json!({"tier": "server"});
     let mut spread = headless("mesh", "spread", "", &PORTS);
     spread["spec"]["selector"] = json!({"tier": "server"});
+    let mut wide = headless("mesh", WIDE, WIDE, &PORTS);
+    wide["spec"]["ports"]
+        .as_array_mut()
+        .expect("it has ports")
+        .push(json!({"name": "talk", "protocol": "UDP", "port": 5000}));
     Bed::up(
         "e2e-traffic",
         &[
@@ -74,6 +84,8 @@ fn up() -> Result<Bed> {
                 .label("tier", "server")
                 .object(),
             Pod::new("mesh", "db", 2).serves(&SERVERS).stateful_set(2),
+            Pod::new("mesh", WIDE, 2).stateful_set(WIDTH),
+            wide,
             Pod::new("plain", "client", 1).object(),
             Pod::new("plain", "near", 1).serves(&SERVERS).object(),
             Pod::new("plain", "far", 2).serves(&SERVERS).object(),
@@ -256,6 +268,68 @@ fn dns_answers_a_aaaa_and_srv_and_forwards_what_is_not_the_meshs(bed: &Bed) -> R
     ensure!(all.ttl == Some(30), "the mesh did not answer: {all:?}");
     let unknown = resolve("nobody.mesh.svc.cluster.local.", "A")?;
     ensure!(unknown.code == "NXDomain", "{unknown:?}");
+    Ok(())
+}
+
+/// Asks and says how many queries node 1's proxy counted, as answered by itself and by a resolver.
+fn counted(bed: &Bed, from: &str, arguments: &[&str]) -> Result<(Resolved, [f64; 2])> {
+    let counts = || -> Result<[f64; 2]> {
+        let count = |result| {
+            let label = format!("result=\"{result}\"");
+            bed.ztunnel_metric(1, "seine_dns_queries_total", &[&label])
+        };
+        Ok([count("answered")?, count("forwarded")?])
+    };
+    let before = counts()?;
+    let resolved = bed.peer(from, arguments)?;
+    let after = counts()?;
+    Ok((resolved, [after[0] - before[0], after[1] - before[1]]))
+}
+
+fn dns_answers_are_whole_over_udp_and_tcp_whoever_gives_them_and_are_counted(
+    bed: &Bed,
+) -> Result<()> {
+    // Of a TCP port the mesh knows, of a UDP port a resolver alone does, and gives a shorter life.
+    for (port, ttl, expected) in [
+        ("_echo._tcp", 30, [1.0, 0.0]),
+        ("_talk._udp", 5, [0.0, 1.0]),
+    ] {
+        // Long records of many pods: more than the 512 bytes that every client takes over UDP.
+        let name = format!("{port}.{WIDE}.mesh.svc.cluster.local.");
+        // Whichever server is asked: it is the mesh that answers.
+        for server in ["10.0.0.1:53", "[2001:db8::1]:53"] {
+            let ask = |way: &[&str]| -> Result<Resolved> {
+                let question = ["resolve", &name, "--type", "SRV", "--server", server];
+                let (resolved, count) = counted(bed, "mesh/client", &[&question, way].concat())?;
+                ensure!(
+                    count == expected,
+                    "counted {count:?}: {name} of {server} {way:?}: {resolved:?}"
+                );
+                Ok(resolved)
+            };
+            let cut = ask(&[])?;
+            ensure!(
+                cut.truncated && cut.bytes <= 512,
+                "{name} of {server}: {cut:?}"
+            );
+            for way in [
+                &["--tcp"][..],
+                &["--takes", "4096"],
+                // A query that is larger than a packet.
+                &["--takes", "4096", "--padding", "3000"],
+            ] {
+                let whole = ask(way)?;
+                ensure!(
+                    !whole.truncated && whole.bytes > 512,
+                    "{name} of {server} {way:?}: {whole:?}"
+                );
+                ensure!(
+                    whole.answers.len() == usize::from(WIDTH) && whole.ttl == Some(ttl),
+                    "{name} of {server} {way:?}: {whole:?}"
+                );
+            }
+        }
+    }
     Ok(())
 }
 

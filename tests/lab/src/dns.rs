@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, RwLock};
 
 use anyhow::{Context, Result};
-use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use k8s_openapi::api::core::v1::Service;
@@ -188,8 +188,8 @@ impl Zone {
 /// The zone that is served, replaced as a whole.
 pub type Shared = Arc<RwLock<Arc<Zone>>>;
 
-/// The most that a client without EDNS takes over UDP.
-const UDP_LIMIT: usize = 512;
+/// The most that a client without EDNS takes over UDP, and that one with it gets.
+const UDP_LIMITS: (u16, u16) = (512, 4096);
 
 /// Serves `zone` on port 53 of `addresses` in the namespace, until the process ends.
 pub fn serve(netns: &Netns, addresses: &[IpAddr], zone: &Shared) -> Result<()> {
@@ -208,13 +208,16 @@ pub fn serve(netns: &Netns, addresses: &[IpAddr], zone: &Shared) -> Result<()> {
     Ok(())
 }
 
-fn respond(zone: &Shared, packet: &[u8]) -> Option<Message> {
+/// The answer, and how long it may be over UDP.
+fn respond(zone: &Shared, packet: &[u8]) -> Option<(Message, usize)> {
     let query = Message::from_vec(packet).ok()?;
     if query.metadata.message_type != MessageType::Query {
         return None;
     }
+    let (least, most) = UDP_LIMITS;
+    let takes = query.edns.as_ref().map_or(least, Edns::max_payload);
     let zone = zone.read().expect("no holder panics").clone();
-    Some(zone.answer(&query))
+    Some((zone.answer(&query), takes.clamp(least, most).into()))
 }
 
 async fn serve_udp(socket: UdpSocket, zone: Shared) {
@@ -223,13 +226,13 @@ async fn serve_udp(socket: UdpSocket, zone: Shared) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
             continue;
         };
-        let Some(mut response) = respond(&zone, &buffer[..length]) else {
+        let Some((mut response, limit)) = respond(&zone, &buffer[..length]) else {
             continue;
         };
         let Ok(mut bytes) = response.to_vec() else {
             continue;
         };
-        if bytes.len() > UDP_LIMIT {
+        if bytes.len() > limit {
             response.answers.clear();
             response.metadata.truncation = true;
             bytes = response.to_vec().unwrap_or_default();
@@ -255,7 +258,8 @@ async fn serve_stream(mut stream: TcpStream, zone: &Shared) -> std::io::Result<(
         let length = stream.read_u16().await?;
         let mut packet = vec![0; usize::from(length)];
         stream.read_exact(&mut packet).await?;
-        let Some(bytes) = respond(zone, &packet).and_then(|response| response.to_vec().ok()) else {
+        let Some(bytes) = respond(zone, &packet).and_then(|(response, _)| response.to_vec().ok())
+        else {
             return Ok(());
         };
         let Ok(length) = u16::try_from(bytes.len()) else {

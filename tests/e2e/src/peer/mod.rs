@@ -130,9 +130,8 @@ enum Action {
         /// A, AAAA or SRV.
         #[arg(long = "type", default_value = "A")]
         kind: String,
-        /// Another name server.
-        #[arg(long)]
-        server: Option<SocketAddr>,
+        #[command(flatten)]
+        way: dns::Way,
     },
     /// GET a page over HTTP and print its body.
     Get {
@@ -214,8 +213,8 @@ impl Action {
                 bytes,
                 family,
             } => client::slow(&host, port, bytes, family).await,
-            Self::Resolve { name, kind, server } => {
-                report::print(&dns::resolve(&name, &kind, server).await?)
+            Self::Resolve { name, kind, way } => {
+                report::print(&dns::resolve(&name, &kind, way).await?)
             }
             Self::Get { server, path } => client::get(server, &path).await,
         }

@@ -166,6 +166,10 @@ pub struct Resolved {
     pub ttl: Option<u32>,
     /// The answer's "authoritative" flag.
     pub authoritative: bool,
+    /// Its "truncated" flag.
+    pub truncated: bool,
+    /// Its size.
+    pub bytes: usize,
 }
 
 /// Prints a report.
