@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ where
             () = stop.cancelled() => break,
         };
         while connections.try_join_next().is_some() {}
-        let (stream, permit) = match next {
+        let (stream, from, permit) = match next {
             Ok(next) => next,
             Err(error) => {
                 debug!(%error, "accept failed");
@@ -84,7 +85,7 @@ where
                 }
             };
             if let Err(error) = served {
-                debug!(%error, "admin connection ended");
+                debug!(%error, %from, "a connection to a page ended");
             }
             drop(permit);
         });
@@ -96,13 +97,14 @@ where
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits)
         .acquire_owned()
         .await
         .map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, mut from) = listener.accept().await?;
+    from.set_ip(from.ip().to_canonical());
+    Ok((stream, from, permit))
 }
 
 /// A plain text page.

@@ -94,7 +94,7 @@ pub struct DnsStats {
     pub forwarded: Counter,
     /// Answered with a failure, because no resolver answered.
     pub failed: Counter,
-    /// Not answered: no query, or too many at one time.
+    /// Not answered: no query or not a whole one, or too many at one time.
     pub dropped: Counter,
 }
 
@@ -204,12 +204,12 @@ impl Server {
             let slot = self.tcp_slots.clone().acquire_owned().await;
             let Ok(slot) = slot else { return };
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let server = self.clone();
                     connections.spawn(async move {
                         // A client that breaks off, or sends half a message, only ends its own.
                         if let Err(error) = server.connection(stream).await {
-                            tracing::debug!(%error, "DNS over TCP");
+                            tracing::debug!(%error, %peer, "DNS over TCP");
                         }
                         drop(slot);
                     });
@@ -222,10 +222,21 @@ impl Server {
     async fn connection(&self, mut stream: TcpStream) -> io::Result<()> {
         let idle = self.options.tcp_idle;
         loop {
-            let Ok(read) = tokio::time::timeout(idle, read_message(&mut stream)).await else {
-                return Ok(());
+            // Between two queries the connection may end or be idle; within one it may not.
+            match tokio::time::timeout(idle, stream.peek(&mut [0])).await {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0)) | Err(_) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+            }
+            let read = tokio::time::timeout(idle, read_message(&mut stream)).await;
+            let query = match read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(Some(query)) => query,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.options.stats.dropped.inc();
+                    return Err(error);
+                }
             };
-            let Some(query) = read? else { return Ok(()) };
             let reply = match self.answer(Transport::Tcp, &query) {
                 Answer::Reply(reply) => {
                     self.options.stats.answered.inc();
@@ -237,7 +248,8 @@ impl Server {
                 },
                 Answer::Ignore => {
                     self.options.stats.dropped.inc();
-                    return Ok(());
+                    let reason = format!("{} bytes that are no query", query.len());
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
                 }
             };
             let written = tokio::time::timeout(idle, write_message(&mut stream, &reply)).await;

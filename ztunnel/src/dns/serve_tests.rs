@@ -261,6 +261,27 @@ async fn garbage_is_not_answered_and_half_a_message_ends_its_own_connection_only
     let mut stream = TcpStream::connect(proxy.tcp).await.unwrap();
     write_message(&mut stream, &query).await.unwrap();
     assert!(read_message(&mut stream).await.unwrap().is_some());
+    // Two datagrams and the half message; a connection that ends between two messages is none.
+    drop(stream);
+    let dropped = || proxy.stats.dropped.get();
+    while dropped() < 3 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(ask_udp(proxy.udp, &query).await.is_some());
+    assert_eq!(dropped(), 3);
+}
+
+#[tokio::test]
+async fn whole_garbage_over_tcp_is_counted_and_ends_its_connection() {
+    let proxy = proxy(&[], Vec::new(), 16).await;
+    for garbage in [
+        &b"garbage"[..],
+        &response_to(&query("api.shop.svc.cluster.local.")),
+    ] {
+        let mut stream = TcpStream::connect(proxy.tcp).await.unwrap();
+        write_message(&mut stream, garbage).await.unwrap();
+        assert_eq!(read_message(&mut stream).await.unwrap(), None);
+    }
     assert_eq!(proxy.stats.dropped.get(), 2);
 }
 

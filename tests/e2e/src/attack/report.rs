@@ -22,7 +22,7 @@ pub struct Tunneled {
 pub struct Garbage {
     /// To whom.
     pub address: SocketAddr,
-    /// The attacker's end.
+    /// The attacker's end; its port is right, its address may be none of its own.
     pub local: Option<SocketAddr>,
     /// How many bytes came back.
     pub received: usize,
@@ -36,7 +36,7 @@ pub struct Garbage {
 pub enum GarbageEnd {
     /// It was not accepted.
     Refused(String),
-    /// The other side ended it.
+    /// The other side accepted it and ended it.
     Ended,
     /// The other side still waits for more.
     Open,

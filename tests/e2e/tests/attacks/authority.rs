@@ -85,6 +85,13 @@ fn refused(
     Ok(())
 }
 
+/// Who has the token of a node gets a certificate for what runs there.
+pub(crate) fn gets_a_certificate(stage: &Stage) -> Result<()> {
+    let certified = ask(stage, &stage.token_key, &claims()?, CLIENT)?;
+    ensure!(certified.serial.is_some(), "the twin failed: {certified:?}");
+    Ok(())
+}
+
 pub(crate) fn a_node_gets_no_certificate_for_an_identity_of_another_node(
     stage: &Stage,
 ) -> Result<()> {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use seine_e2e::attack::local::hexadecimal;
 use seine_e2e::attack::report::Said;
+use seine_e2e::until;
 use seine_lab::protocol::Component;
 use seine_proto::handover::{Hello, Introduction, Peer, Role};
 use seine_proto::listeners::{ListenersRequest, ListenersResponse};
@@ -158,6 +159,22 @@ pub(crate) fn a_process_that_poses_as_the_agent_is_not_spoken_to(stage: &Stage) 
     stage.bed.await_enrolled("mesh/client", true)
 }
 
+/// The same from outside of the cgroup of pods, where a container runtime is.
+fn from_outside_of_pods(stage: &Stage, socket: &str, packet: &[u8]) -> Result<Said> {
+    let inside = stage.bed.process(Component::Agent, Some(1))?;
+    let path = stage.state()?.join("node1").join(socket);
+    let output = Command::new("nsenter")
+        .args(["--target", &inside.to_string(), "--pid", "--mount"])
+        .arg(program())
+        .arg("say")
+        .arg(path)
+        .arg(hexadecimal(packet))
+        .output()
+        .context("running nsenter")?;
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 pub(crate) fn a_process_that_poses_as_the_cni_plugin_is_not_answered(stage: &Stage) -> Result<()> {
     let request = br#"{"command":"STATUS"}"#;
     let socket = "run/cni.sock";
@@ -166,20 +183,71 @@ pub(crate) fn a_process_that_poses_as_the_cni_plugin_is_not_answered(stage: &Sta
         "which holds pods",
     ];
     turned_away(stage, Component::Agent, &reason, socket, request)?;
-    // The twin is outside of the cgroup of pods, where a container runtime is.
-    let inside = stage.bed.process(Component::Agent, Some(1))?;
-    let path = stage.state()?.join("node1").join(socket);
-    let output = Command::new("nsenter")
-        .args(["--target", &inside.to_string(), "--pid", "--mount"])
-        .arg(program())
-        .arg("say")
-        .arg(path)
-        .arg(hexadecimal(request))
-        .output()
-        .context("running nsenter")?;
-    let said: Said = serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let said = from_outside_of_pods(stage, socket, request)?;
     let text = String::from_utf8(answer(said)?)?;
     ensure!(text.contains("done"), "{text}");
+    Ok(())
+}
+
+/// Of processes that may use the sockets: each says garbage there, and then what the protocol has.
+pub(crate) fn garbage_on_the_agents_sockets_harms_nobody(stage: &Stage) -> Result<()> {
+    type From = fn(&Stage, &str, &[u8]) -> Result<Said>;
+    let process = stage.bed.process(Component::Agent, Some(1))?;
+    let proxy = from_ztunnels_place as From;
+    let hello = ZdsHello {
+        version: Version::V1.into(),
+    };
+    let request = ListenersRequest {
+        uid: stage.bed.pod("mesh/client")?.uid,
+    };
+    let successor = Hello {
+        role: Role::Successor.into(),
+    };
+    for (socket, from, reason, good) in [
+        (
+            "run/ztunnel.sock",
+            proxy,
+            "the proxy sent what the protocol does not have here",
+            hello.encode_to_vec(),
+        ),
+        (
+            "run/listeners.sock",
+            proxy,
+            "hand over listening sockets",
+            request.encode_to_vec(),
+        ),
+        (
+            "run/handover.sock",
+            proxy,
+            "a hand-over between node proxies",
+            successor.encode_to_vec(),
+        ),
+        (
+            "run/cni.sock",
+            from_outside_of_pods,
+            "the request can't be read",
+            br#"{"command":"STATUS"}"#.to_vec(),
+        ),
+    ] {
+        let logged = || stage.log_lines(Component::Agent, 1, &[reason]);
+        let before = logged()?.len();
+        match from(stage, socket, &[0xff; 100])? {
+            Said::Closed => {}
+            // The plugin hears why, so that the pod's event says it.
+            Said::Answered(text) => ensure!(
+                String::from_utf8_lossy(&text).contains("the request can't be read"),
+                "{socket}: {text:?}"
+            ),
+            other => bail!("{socket}: {other:?}"),
+        }
+        until(&format!("the reason on {socket} is logged"), || {
+            Ok((logged()?.len() > before).then_some(()))
+        })?;
+        answer(from(stage, socket, &good)?).with_context(|| socket.to_owned())?;
+    }
+    ensure!(
+        stage.bed.process(Component::Agent, Some(1))? == process,
+        "the agent did not survive"
+    );
     Ok(())
 }

@@ -41,7 +41,9 @@ fn main() -> ExitCode {
             a_tunnel_leads_not_to_loopback,
             another_pods_plaintext_port_can_not_be_connected_to,
             another_pods_outbound_port_can_not_be_connected_to,
-            garbage_on_every_port_harms_nobody,
+            garbage_on_every_port_of_a_pod_harms_nobody,
+            garbage_from_within_a_pod_harms_nobody,
+            garbage_on_the_ports_of_the_meshs_programs_harms_nobody,
             garbage_on_the_pages_of_loopback_harms_nobody,
             datagrams_of_garbage_to_the_dns_proxy_harm_nobody,
             the_proxys_mark_on_a_pods_sockets_gets_past_nothing,
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
             a_process_that_poses_as_ztunnels_successor_gets_no_keys,
             a_process_that_poses_as_the_agent_is_not_spoken_to,
             a_process_that_poses_as_the_cni_plugin_is_not_answered,
+            garbage_on_the_agents_sockets_harms_nobody,
         ],
     )
 }

@@ -3,11 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use seine_e2e::Family;
+use seine_e2e::attack::garbage::{BYTES, DATAGRAMS};
 use seine_e2e::attack::report::{Garbage, GarbageEnd};
-use seine_e2e::peer::report::Asked;
+use seine_e2e::bed::peer_program;
+use seine_e2e::peer::report::{Asked, Resolved};
+use seine_e2e::{Family, until};
 use seine_lab::protocol::Component;
 
+use super::authority::gets_a_certificate;
 use super::certificates::{carried, tunnel};
 use super::stage::{ATTACKER, SERVER, Stage};
 
@@ -90,29 +93,60 @@ pub(crate) fn another_pods_outbound_port_can_not_be_connected_to(stage: &Stage) 
     is_closed_to_others(stage, 15001)
 }
 
+/// Queries of node 2's pods that were no queries.
+fn dropped_queries(stage: &Stage) -> Result<f64> {
+    let labels = ["result=\"dropped\""];
+    stage
+        .bed
+        .ztunnel_metric(2, "seine_dns_queries_total", &labels)
+}
+
+/// Waits until so many more are counted.
+fn await_dropped(stage: &Stage, before: f64, more: u32) -> Result<()> {
+    until(&format!("{more} more queries are dropped"), || {
+        let now = dropped_queries(stage)?;
+        Ok((now >= before + f64::from(more)).then_some(()))
+    })
+}
+
 pub(crate) fn datagrams_of_garbage_to_the_dns_proxy_harm_nobody(stage: &Stage) -> Result<()> {
     let process = stage.bed.process(Component::Ztunnel, Some(2))?;
-    let (_, v6) = stage.bed.pod_ips(SERVER)?;
-    let outside = [stage.server(15053)?.to_string(), format!("[{v6}]:15053")];
+    let outside = [
+        stage.server_by(Family::V4, 15053)?.to_string(),
+        stage.server_by(Family::V6, 15053)?.to_string(),
+    ];
     let within = [
         "127.0.0.1:15053",
         "[::1]:15053",
-        "127.0.0.1:53",
         "10.0.0.1:53",
+        "[2001:db8::1]:53",
     ];
     let send = |from: &str, to: &[&str]| -> Result<Vec<Garbage>> {
         stage.attack(from, &[&["garbage", "--datagrams"], to].concat())
     };
+    let before = dropped_queries(stage)?;
     let from_outside = send(ATTACKER, &outside.each_ref().map(String::as_str))?;
     let from_within = send(SERVER, &within)?;
-    for report in from_outside.iter().chain(&from_within) {
-        // No more than was sent: nobody is made to flood somebody else.
-        ensure!(report.received < 2000, "{report:?}");
+    for report in &from_outside {
+        // The pod's loopback alone listens there: nobody gets them, as the count below says.
+        ensure!(report.received == 0, "{report:?}");
     }
+    for report in &from_within {
+        ensure!(
+            report.received == 0 && report.end == GarbageEnd::Open,
+            "{report:?}"
+        );
+    }
+    let sent = u32::try_from(from_within.len() * DATAGRAMS.len())?;
+    await_dropped(stage, before, sent)?;
     // The twin: a question, of the same pod to the same proxy.
     stage
         .bed
         .echoes(SERVER, "server.mesh.svc.cluster.local", 8080)?;
+    ensure!(
+        dropped_queries(stage)? == before + f64::from(sent),
+        "a question was dropped"
+    );
     ensure!(
         stage.bed.process(Component::Ztunnel, Some(2))? == process,
         "ztunnel did not survive"
@@ -120,60 +154,169 @@ pub(crate) fn datagrams_of_garbage_to_the_dns_proxy_harm_nobody(stage: &Stage) -
     Ok(())
 }
 
-pub(crate) fn garbage_on_every_port_harms_nobody(stage: &Stage) -> Result<()> {
+/// The reason for which a connection of an attacker was ended, by its own end of it.
+fn is_logged(stage: &Stage, report: &Garbage, component: Component, words: &[&str]) -> Result<()> {
+    let local = report
+        .local
+        .with_context(|| format!("there was no connection: {report:?}"))?;
+    let port = format!(":{} ", local.port());
+    let node = if component == Component::Control {
+        1
+    } else {
+        2
+    };
+    until(&format!("{component:?} logs {words:?} of{port}"), || {
+        let lines = stage.log_lines(component, node, words)?;
+        // With the end of the line for a blank, so that no port is taken for a longer one.
+        let found = lines
+            .into_iter()
+            .find(|line| format!("{line} ").contains(&port));
+        Ok(found)
+    })?;
+    Ok(())
+}
+
+pub(crate) fn garbage_on_every_port_of_a_pod_harms_nobody(stage: &Stage) -> Result<()> {
     let process = stage.bed.process(Component::Ztunnel, Some(2))?;
-    let (_, v6) = stage.bed.pod_ips(SERVER)?;
     let mut addresses = Vec::new();
-    for port in [15001, 15006, 15008, 15053] {
-        addresses.push(stage.server(port)?.to_string());
-        addresses.push(format!("[{v6}]:{port}"));
+    for port in [15001, 15006, 15008, 15053, 8080] {
+        for family in Family::ALL {
+            addresses.push(stage.server_by(family, port)?.to_string());
+        }
     }
-    for component in [Component::Ztunnel, Component::Agent] {
-        let found = stage.bed.component(component, Some(2))?;
-        let ip = found.addresses.first().context("it has an address")?;
-        addresses.extend([15020, 15021].map(|port| format!("{ip}:{port}")));
+    let arguments: Vec<_> = ["garbage"]
+        .into_iter()
+        .chain(addresses.iter().map(String::as_str))
+        .collect();
+    let reports: Vec<Garbage> = stage.attack(ATTACKER, &arguments)?;
+    for report in &reports {
+        let own = format!("{} is the proxy's own", report.address);
+        match report.address.port() {
+            15008 => {
+                // An alert of TLS at most.
+                ensure!(report.received < 512, "{report:?}");
+                ensure!(report.end == GarbageEnd::Ended, "{report:?}");
+                let reason = ["a tunnel is refused", "TLS_FAILURE"];
+                is_logged(stage, report, Component::Ztunnel, &reason)?;
+            }
+            // The twin: the same bytes to the application, which may have them.
+            8080 => ensure!(report.received == BYTES, "{report:?}"),
+            _ => {
+                ensure!(report.received == 0, "{report:?}");
+                ensure!(report.end == GarbageEnd::Ended, "{report:?}");
+                let reason = [
+                    "connection denied direction=inbound security=none",
+                    "response_flags=REFUSED",
+                    &own,
+                ];
+                is_logged(stage, report, Component::Ztunnel, &reason)?;
+            }
+        }
     }
-    addresses.push(format!("{}:15012", stage.control()?));
-    let mut arguments = vec!["garbage"];
-    arguments.extend(addresses.iter().map(String::as_str));
-    let from_outside: Vec<Garbage> = stage.attack(ATTACKER, &arguments)?;
-    // From within the pod, to the ports that are for its own connections.
-    let own = [
-        "garbage",
-        "127.0.0.1:15001",
-        "127.0.0.1:15053",
-        "[::1]:15001",
-    ];
-    let from_within: Vec<Garbage> = stage.attack(SERVER, &own)?;
-    for report in from_outside.iter().chain(&from_within) {
-        // An HTTP error or an alert of TLS at most, and nothing is kept open but what may yet turn
-        // out to be a question: DNS over TCP announces its length first.
-        ensure!(report.received < 512, "{report:?}");
-        let may_wait = report.address.port() == 15053;
-        ensure!(report.end != GarbageEnd::Open || may_wait, "{report:?}");
-    }
-    let tunnels = from_outside.iter().filter(|g| g.address.port() == 15008);
-    for report in tunnels {
-        let local = report.local.context("the HBONE port accepts")?;
-        stage.bed.await_ztunnel(
-            2,
-            &[
-                "a tunnel is refused",
-                &format!("peer={local}"),
-                "TLS_FAILURE",
-            ],
-        )?;
-    }
-    // The twins: what these ports are for.
+    // The twin of those to 15008: what the port is for.
     let twin = tunnel(stage, &[], &stage.server(8080)?.to_string())?;
     ensure!(carried(&twin), "the twin failed: {twin:?}");
-    let host = stage.server(8080)?.ip().to_string();
-    stage.bed.echoes("mesh/client", &host, 8080)?;
-    stage.bed.echoes(ATTACKER, &host, 8080)?;
     ensure!(
         stage.bed.process(Component::Ztunnel, Some(2))? == process,
         "ztunnel did not survive"
     );
+    Ok(())
+}
+
+/// To the ports that are for the pod's own connections.
+pub(crate) fn garbage_from_within_a_pod_harms_nobody(stage: &Stage) -> Result<()> {
+    let process = stage.bed.process(Component::Ztunnel, Some(2))?;
+    let before = dropped_queries(stage)?;
+    let own = [
+        "garbage",
+        "127.0.0.1:15001",
+        "[::1]:15001",
+        "127.0.0.1:15053",
+        "[::1]:15053",
+    ];
+    let reports: Vec<Garbage> = stage.attack(SERVER, &own)?;
+    for report in &reports {
+        ensure!(report.received == 0, "{report:?}");
+        if report.address.port() == 15053 {
+            // DNS over TCP announces a length first: more may yet come.
+            ensure!(report.end == GarbageEnd::Open, "{report:?}");
+            is_logged(stage, report, Component::Ztunnel, &["DNS over TCP"])?;
+        } else {
+            ensure!(report.end == GarbageEnd::Ended, "{report:?}");
+            let reason = [
+                "connection denied direction=outbound",
+                "response_flags=REFUSED",
+                "nothing redirected it here",
+            ];
+            is_logged(stage, report, Component::Ztunnel, &reason)?;
+        }
+    }
+    await_dropped(stage, before, 2)?;
+    // The twins: a question over TCP to the same sockets, and a connection that was redirected.
+    for server in ["127.0.0.1:15053", "[::1]:15053"] {
+        let name = "server.mesh.svc.cluster.local.";
+        let arguments = ["resolve", name, "--tcp", "--server", server];
+        let resolved: Resolved = stage.bed.peer(SERVER, &arguments)?;
+        ensure!(resolved.code == "NoError", "{resolved:?}");
+    }
+    for family in Family::ALL {
+        let host = stage.server_by(family, 8080)?.ip().to_string();
+        stage.bed.echoes("mesh/client", &host, 8080)?;
+    }
+    ensure!(
+        stage.bed.process(Component::Ztunnel, Some(2))? == process,
+        "ztunnel did not survive"
+    );
+    Ok(())
+}
+
+/// From a pod to what the mesh's own programs serve there.
+pub(crate) fn garbage_on_the_ports_of_the_meshs_programs_harms_nobody(stage: &Stage) -> Result<()> {
+    let mut targets = vec![(
+        Component::Control,
+        SocketAddr::new(stage.control()?, 15012),
+        "TLS handshake failed",
+    )];
+    for ip in stage.bed.component(Component::Ztunnel, Some(2))?.addresses {
+        for port in [15020, 15021] {
+            let address = SocketAddr::new(ip, port);
+            targets.push((Component::Ztunnel, address, "a connection to a page ended"));
+        }
+    }
+    for (component, address, reason) in targets {
+        let node = (component != Component::Control).then_some(2);
+        let process = stage.bed.process(component, node)?;
+        let reports: Vec<Garbage> = stage.attack(ATTACKER, &["garbage", &address.to_string()])?;
+        for report in &reports {
+            // An HTTP error or an alert of TLS at most.
+            ensure!(report.received < 512, "{report:?}");
+            ensure!(report.end == GarbageEnd::Ended, "{report:?}");
+            is_logged(stage, report, component, &[reason])?;
+        }
+        // The twin: what the port is for.
+        match component {
+            Component::Control => gets_a_certificate(stage)?,
+            _ => page(stage, address)?,
+        }
+        ensure!(
+            stage.bed.process(component, node)? == process,
+            "{component:?} did not survive"
+        );
+    }
+    Ok(())
+}
+
+/// The page that is served at a port of metrics or of readiness, as the attacker may see it.
+fn page(stage: &Stage, address: SocketAddr) -> Result<()> {
+    let path = match address.port() {
+        15020 => "/metrics",
+        _ => "/healthz/ready",
+    };
+    let (namespace, pod) = ATTACKER.split_once('/').context("NAMESPACE/NAME")?;
+    let program = peer_program().display().to_string();
+    let command = [program.as_str(), "get", &address.to_string(), path];
+    let output = stage.bed.lab().exec(namespace, pod, &command)?;
+    ensure!(output.code == 0, "{address}{path}: {output:?}");
     Ok(())
 }
 
@@ -191,9 +334,9 @@ pub(crate) fn garbage_on_the_pages_of_loopback_harms_nobody(stage: &Stage) -> Re
         let reports: Vec<Garbage> = stage.attack_within(process, &["garbage", &address])?;
         for report in reports {
             // A connection was there and has ended, with an HTTP error at most.
-            ensure!(report.local.is_some(), "{report:?}");
             ensure!(report.received < 512, "{report:?}");
             ensure!(report.end == GarbageEnd::Ended, "{report:?}");
+            is_logged(stage, &report, component, &["a connection to a page ended"])?;
         }
         // The twin: the page.
         page()?;

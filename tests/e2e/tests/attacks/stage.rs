@@ -65,7 +65,11 @@ impl Stage {
         let partner_roots = files.path().join("partner.pem");
         fs::write(&partner_roots, partner.pem())?;
         let mut options = Options::new(NAME);
+        // What anybody can provoke as often as they like is logged for those who look for it.
+        let quiet = "seine_telemetry::http=debug,seine_control::ca::server_tls=debug,seine_ztunnel::dns=debug";
         options.environment.extend([
+            ("SEINE_LOG".to_owned(), format!("info,{quiet}")),
+            ("SEINE_LOG_LEVEL".to_owned(), format!("info,{quiet}")),
             (KEY_VARIABLE.to_owned(), key_file.display().to_string()),
             (
                 "SEINE_FEDERATED_BUNDLES".to_owned(),
