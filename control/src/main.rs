@@ -83,6 +83,10 @@ struct Serve {
     /// Take `istio.io/dataplane-mode=ambient` for an opt-in too.
     #[arg(long, env = "SEINE_ISTIO_ALIAS")]
     istio_alias: bool,
+    /// Beginnings of the names of sandboxed runtimes, as classes and their handlers have them, beside the known ones (gVisor,
+    /// Kata, …): pods of theirs are refused. The same for agent and control plane.
+    #[arg(long, env = "SEINE_SANDBOXED_RUNTIMES", value_delimiter = ',')]
+    sandboxed_runtimes: Vec<String>,
     /// DNS names in the server's certificate.
     #[arg(
         long = "server-name",
@@ -208,7 +212,7 @@ async fn serve(flags: Serve) -> anyhow::Result<()> {
             dns_domain: flags.dns_domain,
             enrolment: EnrolmentSettings {
                 istio_alias: flags.istio_alias,
-                ..EnrolmentSettings::default()
+                ..EnrolmentSettings::also_sandboxed(flags.sandboxed_runtimes)
             },
             ..Settings::default()
         },

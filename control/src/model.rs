@@ -80,8 +80,8 @@ impl Model {
 
 fn accounts(objects: &ObjectSet, settings: &Settings) -> HashSet<(String, String, String)> {
     let enrolled = objects.pods.iter().filter(|(key, pod)| {
-        let namespace = objects.namespace(&key.namespace);
-        !pods::is_finished(pod) && enrolment(namespace, pod, &settings.enrolment).is_enrolled()
+        !pods::is_finished(pod)
+            && enrolment(objects, &key.namespace, pod, &settings.enrolment).is_enrolled()
     });
     enrolled
         .filter_map(|(key, pod)| {

@@ -133,6 +133,10 @@ struct Run {
     /// Take `istio.io/dataplane-mode=ambient` for an opt-in too.
     #[arg(long, env = "SEINE_ISTIO_ALIAS")]
     istio_alias: bool,
+    /// Beginnings of the names of sandboxed runtimes, as classes and their handlers have them, beside the known ones (gVisor,
+    /// Kata, …): pods of theirs are refused. The same for agent and control plane.
+    #[arg(long, env = "SEINE_SANDBOXED_RUNTIMES", value_delimiter = ',')]
+    sandboxed_runtimes: Vec<String>,
 }
 
 #[derive(Args)]
@@ -402,7 +406,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
         pod_wait: Duration::from_secs(args.pod_wait_seconds),
         enrolment: EnrolmentSettings {
             istio_alias: args.istio_alias,
-            ..EnrolmentSettings::default()
+            ..EnrolmentSettings::also_sandboxed(args.sandboxed_runtimes)
         },
     };
     let kernel = Arc::new(redirect(args.places, args.ztunnel_cgroup.as_ref()));

@@ -15,6 +15,7 @@ use seine_objects::Enrolment;
 use seine_objects::EnrolmentSettings;
 use seine_objects::ObjectSet;
 use seine_objects::enrolment;
+use seine_objects::enrolment::namespace_opted_in;
 use seine_objects::pods;
 use serde::Deserialize;
 use serde::Serialize;
@@ -82,10 +83,10 @@ pub fn desired(
         return (Desired::Unknown, Vec::new());
     };
     // A pod whose namespace is being deleted keeps what it has until its processes are gone.
-    let Some(of) = objects.namespace(namespace) else {
+    if objects.namespace(namespace).is_none() {
         return (Desired::Unknown, Vec::new());
-    };
-    match enrolment(Some(of), pod, settings) {
+    }
+    match enrolment(objects, namespace, pod, settings) {
         Enrolment::Enrolled => {
             let (plan, warnings) = plan(pod);
             (Desired::Enrolled(plan), warnings)
@@ -97,7 +98,7 @@ pub fn desired(
 
 /// Could a pod of this namespace be enrolled, as far as the namespace decides?
 pub fn may_enrol(namespace: &Namespace, settings: &EnrolmentSettings) -> bool {
-    enrolment(Some(namespace), &Pod::default(), settings).is_enrolled()
+    namespace_opted_in(namespace, settings)
 }
 
 /// A pod without a UID in a hand-written file is known by its name alone.

@@ -250,9 +250,8 @@ fn network_policies(world: &World, objects: &Objects, found: &mut Findings) {
         .pods
         .iter()
         .filter(|(key, pod)| {
-            let namespace = set.namespace(&key.namespace);
             !pods::is_finished(pod)
-                && enrolment(namespace, pod, &world.settings.enrolment).is_enrolled()
+                && enrolment(set, &key.namespace, pod, &world.settings.enrolment).is_enrolled()
         })
         .map(|(key, pod)| MeshPod {
             key,

@@ -8,6 +8,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
+    node::v1::RuntimeClass,
 };
 use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
@@ -16,7 +17,7 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use seine_control::translate::Settings;
-use seine_objects::{Object, ObjectKey, parse_text, policy};
+use seine_objects::{EnrolmentSettings, Object, ObjectKey, parse_text, policy};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -123,6 +124,9 @@ impl Cluster {
         for one in self.all::<NetworkPolicy>().await? {
             set.insert(key(&one), Object::NetworkPolicy(Arc::new(one)));
         }
+        for one in self.all::<RuntimeClass>().await? {
+            set.insert(key(&one), Object::RuntimeClass(Arc::new(one)));
+        }
         for kind in ["AuthorizationPolicy", "MeshTLS"] {
             // By the parser that judges files, too: what it refuses is in force nowhere.
             let items = self.policies(kind).await?;
@@ -187,6 +191,9 @@ impl Cluster {
         set(&mut settings.cluster_id, "cluster-id");
         set(&mut settings.network, "network");
         set(&mut settings.dns_domain, "dns-domain");
+        let runtimes = flags.get("sandboxed-runtimes").into_iter();
+        let runtimes = runtimes.flat_map(|list| list.split(',').map(str::to_owned));
+        settings.enrolment = EnrolmentSettings::also_sandboxed(runtimes.collect());
         settings.enrolment.istio_alias = flags.contains_key("istio-alias");
         Ok(settings)
     }

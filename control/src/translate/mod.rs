@@ -146,7 +146,8 @@ fn network_policies(objects: &ObjectSet, settings: &Settings) -> BTreeMap<Object
         })
         .filter(|pod| {
             !pods::is_finished(pod.pod)
-                && enrolment(pod.namespace, pod.pod, &settings.enrolment).is_enrolled()
+                && enrolment(objects, &pod.key.namespace, pod.pod, &settings.enrolment)
+                    .is_enrolled()
         })
         .collect();
     network_policy::blocked(&objects.network_policies, &mesh)

@@ -61,8 +61,7 @@ pub(super) fn translate(
         if pods::is_finished(object) {
             continue;
         }
-        let namespace = objects.namespace(&key.namespace);
-        let enrolment = enrolment(namespace, object, &settings.enrolment);
+        let enrolment = enrolment(objects, &key.namespace, object, &settings.enrolment);
         if let Enrolment::Refused(reason) = &enrolment {
             resources
                 .findings

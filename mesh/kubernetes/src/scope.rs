@@ -4,6 +4,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
+    node::v1::RuntimeClass,
 };
 use kube::api::ApiResource;
 use seine_objects::Kind;
@@ -14,7 +15,7 @@ use seine_objects::policy::{AuthorizationPolicy, MeshTls};
 pub enum Scope {
     /// Every kind in all namespaces: for the control plane.
     Cluster,
-    /// The pods of the node of this name, the node, and all namespaces: for its agent.
+    /// The pods of the node of this name, the node, all namespaces and runtime classes: for its agent.
     Node(String),
 }
 
@@ -29,10 +30,11 @@ impl Scope {
                 Kind::EndpointSlice,
                 Kind::ServiceAccount,
                 Kind::NetworkPolicy,
+                Kind::RuntimeClass,
                 Kind::AuthorizationPolicy,
                 Kind::MeshTls,
             ],
-            Self::Node(_) => &[Kind::Namespace, Kind::Node, Kind::Pod],
+            Self::Node(_) => &[Kind::Namespace, Kind::Node, Kind::Pod, Kind::RuntimeClass],
         }
     }
 
@@ -55,6 +57,7 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
         Kind::EndpointSlice => ApiResource::erase::<EndpointSlice>(&()),
         Kind::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
         Kind::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
+        Kind::RuntimeClass => ApiResource::erase::<RuntimeClass>(&()),
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),
     }

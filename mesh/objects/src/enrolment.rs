@@ -6,7 +6,7 @@
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use thiserror::Error;
 
-use crate::pods;
+use crate::{ObjectKey, ObjectSet, pods};
 
 /// The label of a namespace that opts in ([`ENABLED`]), or of a pod that opts out ([`DISABLED`]).
 pub const MESH_LABEL: &str = "seine.dev/mesh";
@@ -36,20 +36,45 @@ const SIDECAR_CONTAINERS: [&str; 4] = [
     "consul-dataplane",
 ];
 
+/// Beginnings of the names by which nodes know runtimes that have a kernel of their own (gVisor, Kata, Firecracker,
+/// libkrun, unikernels).
+pub const SANDBOXED: [&str; 9] = [
+    "gvisor",
+    "runsc",
+    "kata",
+    "firecracker",
+    "aws.firecracker",
+    "krun",
+    "quark",
+    "urunc",
+    "runnc",
+];
+
 /// What decides beside the objects; the same for agent and control plane of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrolmentSettings {
     /// Take `istio.io/dataplane-mode=ambient` for an opt-in too (`none` on a pod opts out).
     pub istio_alias: bool,
-    /// Beginnings of the names of runtime classes whose sockets are not the host kernel's.
+    /// Beginnings of the names of runtime classes, and of their handlers, whose sockets are not the host kernel's.
     pub sandboxed_runtimes: Vec<String>,
+}
+
+impl EnrolmentSettings {
+    /// The default, and further sandboxed runtimes.
+    pub fn also_sandboxed(runtimes: Vec<String>) -> Self {
+        let mut settings = Self::default();
+        // An empty one would begin every name.
+        let named = runtimes.into_iter().filter(|start| !start.is_empty());
+        settings.sandboxed_runtimes.extend(named);
+        settings
+    }
 }
 
 impl Default for EnrolmentSettings {
     fn default() -> Self {
         Self {
             istio_alias: false,
-            sandboxed_runtimes: ["gvisor", "runsc", "kata"].map(String::from).to_vec(),
+            sandboxed_runtimes: SANDBOXED.map(String::from).to_vec(),
         }
     }
 }
@@ -85,7 +110,7 @@ pub enum Refusal {
     #[error("the pod is a gateway or waypoint (label {0})")]
     Gateway(&'static str),
     /// Its sockets live in another kernel, where redirection can't see them.
-    #[error("runtime class {0:?} is sandboxed: its sockets are not the host kernel's")]
+    #[error("runtime class {0} is sandboxed: its sockets are not the host kernel's")]
     SandboxedRuntime(String),
     /// Another mesh's agent redirects it.
     #[error("another mesh's agent has enrolled the pod (annotation {0})")]
@@ -99,14 +124,15 @@ pub enum Refusal {
 ///
 /// It doesn't ask whether the pod has finished: see [`pods::is_finished`].
 pub fn enrolment(
-    namespace: Option<&Namespace>,
+    objects: &ObjectSet,
+    namespace: &str,
     pod: &Pod,
     settings: &EnrolmentSettings,
 ) -> Enrolment {
-    if !opted_in(namespace, pod, settings) {
+    if !opted_in(objects.namespace(namespace), pod, settings) {
         return Enrolment::NotOptedIn;
     }
-    match refusal(pod, settings) {
+    match refusal(objects, pod, settings) {
         Some(refusal) => Enrolment::Refused(refusal),
         None => Enrolment::Enrolled,
     }
@@ -138,7 +164,7 @@ fn opted_in(namespace: Option<&Namespace>, pod: &Pod, settings: &EnrolmentSettin
     !(by_alias && of_pod(ISTIO_MODE_LABEL) == Some("none"))
 }
 
-fn refusal(pod: &Pod, settings: &EnrolmentSettings) -> Option<Refusal> {
+fn refusal(objects: &ObjectSet, pod: &Pod, settings: &EnrolmentSettings) -> Option<Refusal> {
     let annotation = |name: &str| pod.metadata.annotations.as_ref()?.get(name);
     let label = |name: &str| pod.metadata.labels.as_ref()?.get(name);
     if pods::is_host_network(pod) {
@@ -170,12 +196,9 @@ fn refusal(pod: &Pod, settings: &EnrolmentSettings) -> Option<Refusal> {
         }
     }
     if let Some(class) = &spec.runtime_class_name
-        && settings
-            .sandboxed_runtimes
-            .iter()
-            .any(|start| class.starts_with(start.as_str()))
+        && let Some(runtime) = sandboxed(objects, class, settings)
     {
-        return Some(Refusal::SandboxedRuntime(class.clone()));
+        return Some(Refusal::SandboxedRuntime(runtime));
     }
     let os = spec
         .os
@@ -183,6 +206,21 @@ fn refusal(pod: &Pod, settings: &EnrolmentSettings) -> Option<Refusal> {
         .map(|os| os.name.as_str())
         .filter(|name| *name != "linux");
     os.map(|name| Refusal::OperatingSystem(name.into()))
+}
+
+/// The class, and its handler where that tells, if its runtime is sandboxed. A class without an object has a name
+/// alone: the API server admits no pod of one, so it was deleted since, and its pods run on as they are.
+fn sandboxed(objects: &ObjectSet, class: &str, settings: &EnrolmentSettings) -> Option<String> {
+    let is_sandboxed = |name: &str| {
+        let mut starts = settings.sandboxed_runtimes.iter();
+        starts.any(|start| name.starts_with(start.as_str()))
+    };
+    if is_sandboxed(class) {
+        return Some(format!("{class:?}"));
+    }
+    let object = objects.runtime_classes.get(&ObjectKey::cluster(class))?;
+    let handler = &object.handler;
+    is_sandboxed(handler).then(|| format!("{class:?} (handler {handler:?})"))
 }
 
 #[cfg(test)]
@@ -203,8 +241,30 @@ mod tests {
         serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
     }
 
+    fn in_namespace(
+        namespace: Option<Namespace>,
+        pod: &Pod,
+        settings: &EnrolmentSettings,
+    ) -> Enrolment {
+        let mut objects = ObjectSet::default();
+        if let Some(namespace) = namespace {
+            let key = ObjectKey::cluster("shop");
+            objects.namespaces.insert(key, namespace.into());
+        }
+        for (class, handler) in [
+            ("secure", "runsc-kvm"),
+            ("fast", "crun"),
+            ("vm", "kata-clh"),
+        ] {
+            let object = json!({"metadata": {"name": class}, "handler": handler});
+            let (key, object) = crate::parse_object(crate::Kind::RuntimeClass, object).unwrap();
+            objects.insert(key, object);
+        }
+        enrolment(&objects, "shop", pod, settings)
+    }
+
     fn of(labels: serde_json::Value, pod: &Pod) -> Enrolment {
-        enrolment(Some(&namespace(labels)), pod, &EnrolmentSettings::default())
+        in_namespace(Some(namespace(labels)), pod, &EnrolmentSettings::default())
     }
 
     #[test]
@@ -220,7 +280,7 @@ mod tests {
         let out = pod(json!({"labels": {"seine.dev/mesh": "disabled"}}), json!({}));
         assert_eq!(of(enabled, &out), Enrolment::NotOptedIn);
         assert_eq!(
-            enrolment(None, &plain, &EnrolmentSettings::default()),
+            in_namespace(None, &plain, &EnrolmentSettings::default()),
             Enrolment::NotOptedIn
         );
     }
@@ -241,12 +301,38 @@ mod tests {
             ..off.clone()
         };
         assert_eq!(
-            enrolment(Some(&ambient), &plain, &off),
+            in_namespace(Some(ambient.clone()), &plain, &off),
             Enrolment::NotOptedIn
         );
-        assert_eq!(enrolment(Some(&ambient), &plain, &on), Enrolment::Enrolled);
-        assert_eq!(enrolment(Some(&ambient), &none, &on), Enrolment::NotOptedIn);
-        assert_eq!(enrolment(Some(&both), &plain, &on), Enrolment::NotOptedIn);
+        assert_eq!(
+            in_namespace(Some(ambient.clone()), &plain, &on),
+            Enrolment::Enrolled
+        );
+        assert_eq!(
+            in_namespace(Some(ambient), &none, &on),
+            Enrolment::NotOptedIn
+        );
+        assert_eq!(in_namespace(Some(both), &plain, &on), Enrolment::NotOptedIn);
+    }
+
+    #[test]
+    fn a_runtime_of_the_hosts_kernel_is_enrolled_and_a_setting_names_others() {
+        let enabled = || Some(namespace(json!({"seine.dev/mesh": "enabled"})));
+        let mut settings = EnrolmentSettings::also_sandboxed(vec![String::new()]);
+        for class in ["fast", "deleted"] {
+            let pod = pod(json!({}), json!({"runtimeClassName": class}));
+            assert_eq!(
+                in_namespace(enabled(), &pod, &settings),
+                Enrolment::Enrolled
+            );
+        }
+        settings = EnrolmentSettings::also_sandboxed(vec!["crun".into()]);
+        let fast = pod(json!({}), json!({"runtimeClassName": "fast"}));
+        let refused = Refusal::SandboxedRuntime("\"fast\" (handler \"crun\")".into());
+        assert_eq!(
+            in_namespace(enabled(), &fast, &settings),
+            Enrolment::Refused(refused)
+        );
     }
 
     #[test]
@@ -287,6 +373,14 @@ mod tests {
             (
                 pod(json!({}), json!({"runtimeClassName": "kata-qemu"})),
                 "kata-qemu",
+            ),
+            (
+                pod(json!({}), json!({"runtimeClassName": "secure"})),
+                "\"secure\" (handler \"runsc-kvm\") is sandboxed",
+            ),
+            (
+                pod(json!({}), json!({"runtimeClassName": "vm"})),
+                "\"vm\" (handler \"kata-clh\")",
             ),
             (
                 pod(

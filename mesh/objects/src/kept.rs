@@ -35,6 +35,7 @@ impl Kind {
             Self::EndpointSlice => &ENDPOINT_SLICE,
             Self::ServiceAccount => &Fields(&[("metadata", METADATA)]),
             Self::NetworkPolicy => &Fields(&[("metadata", METADATA), ("spec", All)]),
+            Self::RuntimeClass => &Fields(&[("metadata", METADATA), ("handler", All)]),
             Self::AuthorizationPolicy | Self::MeshTls => &POLICY,
         }
     }

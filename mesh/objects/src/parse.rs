@@ -8,6 +8,7 @@ use k8s_openapi::{
         core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
         discovery::v1::EndpointSlice,
         networking::v1::NetworkPolicy,
+        node::v1::RuntimeClass,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -32,6 +33,7 @@ pub enum Kind {
     EndpointSlice,
     ServiceAccount,
     NetworkPolicy,
+    RuntimeClass,
     AuthorizationPolicy,
     MeshTls,
 }
@@ -39,7 +41,7 @@ pub enum Kind {
 impl Kind {
     /// Objects of this kind are in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::Namespace | Self::Node | Self::RuntimeClass)
     }
 }
 
@@ -63,6 +65,7 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     ServiceAccount(Arc<ServiceAccount>),
     NetworkPolicy(Arc<NetworkPolicy>),
+    RuntimeClass(Arc<RuntimeClass>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
 }
@@ -78,6 +81,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::ServiceAccount(_) => Kind::ServiceAccount,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::RuntimeClass(_) => Kind::RuntimeClass,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
         }
@@ -93,6 +97,7 @@ impl Object {
             Self::EndpointSlice(object) => serde_json::to_value(&**object),
             Self::ServiceAccount(object) => serde_json::to_value(&**object),
             Self::NetworkPolicy(object) => serde_json::to_value(&**object),
+            Self::RuntimeClass(object) => serde_json::to_value(&**object),
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
         };
@@ -381,6 +386,7 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         ("v1", "ServiceAccount") => Kind::ServiceAccount,
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
         ("networking.k8s.io/v1", "NetworkPolicy") => Kind::NetworkPolicy,
+        ("node.k8s.io/v1", "RuntimeClass") => Kind::RuntimeClass,
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
         _ => return None,
@@ -400,6 +406,7 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
         Kind::EndpointSlice => Object::EndpointSlice(core(value)?),
         Kind::ServiceAccount => Object::ServiceAccount(core(value)?),
         Kind::NetworkPolicy => Object::NetworkPolicy(core(value)?),
+        Kind::RuntimeClass => Object::RuntimeClass(core(value)?),
         Kind::AuthorizationPolicy => {
             let policy: AuthorizationPolicy = typed(value)?;
             check(policy.validate())?;

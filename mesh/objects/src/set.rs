@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
+    node::v1::RuntimeClass,
 };
 
 use crate::{
@@ -35,6 +36,8 @@ pub struct ObjectSet {
     pub service_accounts: Objects<ServiceAccount>,
     /// The CNI's, which may stand in the mesh's way: see [`crate::network_policy`].
     pub network_policies: Objects<NetworkPolicy>,
+    /// Keyed with an empty namespace. Which runtime a pod's class stands for: see [`crate::enrolment()`].
+    pub runtime_classes: Objects<RuntimeClass>,
     /// `policy.seine.dev` authorization policies.
     pub authorization_policies: Objects<AuthorizationPolicy>,
     /// `policy.seine.dev` TLS modes.
@@ -71,6 +74,7 @@ impl ObjectSet {
             Object::EndpointSlice(object) => drop(self.endpoint_slices.insert(key, object)),
             Object::ServiceAccount(object) => drop(self.service_accounts.insert(key, object)),
             Object::NetworkPolicy(object) => drop(self.network_policies.insert(key, object)),
+            Object::RuntimeClass(object) => drop(self.runtime_classes.insert(key, object)),
             Object::AuthorizationPolicy(object) => {
                 drop(self.authorization_policies.insert(key, object));
             }
@@ -88,6 +92,7 @@ impl ObjectSet {
             Kind::EndpointSlice => self.endpoint_slices.remove(key).is_some(),
             Kind::ServiceAccount => self.service_accounts.remove(key).is_some(),
             Kind::NetworkPolicy => self.network_policies.remove(key).is_some(),
+            Kind::RuntimeClass => self.runtime_classes.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
         }
@@ -103,6 +108,7 @@ impl ObjectSet {
             Kind::EndpointSlice => self.endpoint_slices.contains_key(key),
             Kind::ServiceAccount => self.service_accounts.contains_key(key),
             Kind::NetworkPolicy => self.network_policies.contains_key(key),
+            Kind::RuntimeClass => self.runtime_classes.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
         }
@@ -121,6 +127,7 @@ impl ObjectSet {
             Object::EndpointSlice(object) => same(&self.endpoint_slices, key, object),
             Object::ServiceAccount(object) => same(&self.service_accounts, key, object),
             Object::NetworkPolicy(object) => same(&self.network_policies, key, object),
+            Object::RuntimeClass(object) => same(&self.runtime_classes, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
         }
@@ -136,6 +143,7 @@ impl ObjectSet {
             Kind::EndpointSlice => Box::new(self.endpoint_slices.keys()),
             Kind::ServiceAccount => Box::new(self.service_accounts.keys()),
             Kind::NetworkPolicy => Box::new(self.network_policies.keys()),
+            Kind::RuntimeClass => Box::new(self.runtime_classes.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
         }
@@ -160,6 +168,7 @@ impl ObjectSet {
         share(&mut self.endpoint_slices, &older.endpoint_slices);
         share(&mut self.service_accounts, &older.service_accounts);
         share(&mut self.network_policies, &older.network_policies);
+        share(&mut self.runtime_classes, &older.runtime_classes);
         share(
             &mut self.authorization_policies,
             &older.authorization_policies,

@@ -52,11 +52,11 @@ pub(super) fn wanted(
         return Wanted::Same;
     }
     // Without its namespace nobody knows whether it is opted in.
-    let Some(namespace) = objects.namespace(&key.namespace) else {
+    if objects.namespace(&key.namespace).is_none() {
         return Wanted::Same;
-    };
+    }
     let enrolled = status.and_then(|status| status.enrolled_since);
-    match (enrolment(Some(namespace), pod, settings), enrolled) {
+    match (enrolment(objects, &key.namespace, pod, settings), enrolled) {
         (Enrolment::Enrolled, Some(since)) => match rfc3339(since) {
             Some(since) => Wanted::Value(since),
             None => Wanted::Same,
