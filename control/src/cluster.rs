@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use kube::Client;
-use seine_objects::EnrolmentSettings;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
         trust_bundle::{self, BundleOptions},
         writer::{self, Sources},
     },
+    translate::Settings,
     xds::server::Clients,
 };
 
@@ -58,11 +58,11 @@ impl Cluster {
         authority: Arc<Authority>,
         sources: Sources,
         clients: Clients,
-        enrolment: EnrolmentSettings,
+        settings: Settings,
     ) {
         let models = sources.models.clone();
         let held = held_map::write(self.client.clone(), self.replica.clone(), models, clients);
-        let lead = self.lead(leadership, authority, sources, enrolment);
+        let lead = self.lead(leadership, authority, sources, settings);
         tokio::join!(held, lead);
     }
 
@@ -71,7 +71,7 @@ impl Cluster {
         mut leadership: Leadership,
         authority: Arc<Authority>,
         sources: Sources,
-        enrolment: EnrolmentSettings,
+        settings: Settings,
     ) {
         let (client, replica) = (&self.client, &self.replica);
         loop {
@@ -80,7 +80,7 @@ impl Cluster {
                 client.clone(),
                 BundleOptions {
                     system_namespace: replica.namespace.clone(),
-                    enrolment: enrolment.clone(),
+                    enrolment: settings.enrolment.clone(),
                 },
                 sources.models.clone(),
                 authority.subscribe_roots(),
@@ -90,6 +90,7 @@ impl Cluster {
                 replica.pod.clone(),
                 replica.namespace.clone(),
                 sources.clone(),
+                settings.istio_root_namespace.is_some(),
             );
             let work = async { tokio::join!(bundles, statuses) };
             if leadership.lead(work).await.is_some() {
@@ -105,5 +106,71 @@ impl std::fmt::Debug for Cluster {
         f.debug_struct("Cluster")
             .field("replica", &self.replica)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use seine_kubernetes::{KubernetesSource, Scope};
+    use seine_objects::ObjectKey;
+    use serde_json::json;
+
+    use crate::fake_api::FakeApi;
+
+    const ISTIO: &str = "/apis/security.istio.io/v1";
+
+    fn define(api: &FakeApi, plural: &str, version: &str) {
+        let name = format!("{plural}.security.istio.io");
+        api.put(
+            &format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"),
+            json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "spec": {
+                    "group": "security.istio.io", "scope": "Namespaced",
+                    "names": {"kind": "K", "plural": plural},
+                    "versions": [{"name": version, "served": true, "storage": true}],
+                },
+                "status": {"conditions": [{"type": "Established", "status": "True"}]},
+            }),
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn istios_policies_are_read_once_their_crds_have_our_version_and_nothing_waits_for_them()
+    {
+        let api = FakeApi::default();
+        api.knows(ISTIO, false);
+        // An older Istio's.
+        define(&api, "peerauthentications", "v1beta1");
+        let source = KubernetesSource::start(api.client(), Scope::Cluster { istio: true }).await;
+        let set = source.objects();
+        assert!(set.istio_authorization_policies.is_empty() && set.peer_authentications.is_empty());
+
+        api.knows(ISTIO, true);
+        for (plural, kind) in [
+            ("authorizationpolicies", "AuthorizationPolicy"),
+            ("peerauthentications", "PeerAuthentication"),
+        ] {
+            define(&api, plural, "v1");
+            let path = format!("{ISTIO}/namespaces/shop/{plural}/p");
+            let object = json!({"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": {}, "spec": {}});
+            api.put(&path, object);
+        }
+        let mut objects = source.subscribe();
+        let key = ObjectKey::new("shop", "p");
+        let both = objects.wait_for(|set| {
+            set.istio_authorization_policies.contains_key(&key)
+                && set.peer_authentications.contains_key(&key)
+        });
+        let both = tokio::time::timeout(Duration::from_secs(300), both).await;
+        both.unwrap().unwrap();
+
+        // As when its CRD is deleted, which deletes it.
+        api.delete(&format!("{ISTIO}/namespaces/shop/authorizationpolicies/p"));
+        let gone = objects.wait_for(|set| set.istio_authorization_policies.is_empty());
+        let gone = tokio::time::timeout(Duration::from_secs(300), gone).await;
+        assert_eq!(gone.unwrap().unwrap().peer_authentications.len(), 1);
     }
 }

@@ -2,7 +2,7 @@
 //! resourceVersions, conflicts, apply as a merge, watches. No schema, no field ownership: those are
 //! for the tests against the real one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -43,6 +43,8 @@ struct Objects {
     by_path: BTreeMap<String, Value>,
     version: u64,
     writes: Vec<Write>,
+    /// Groups whose kinds are not installed.
+    unknown: BTreeSet<String>,
     events: broadcast::Sender<(String, Value)>,
 }
 
@@ -52,6 +54,7 @@ impl Default for Objects {
             by_path: BTreeMap::new(),
             version: 100,
             writes: Vec::new(),
+            unknown: BTreeSet::new(),
             events: broadcast::channel(1024).0,
         }
     }
@@ -109,6 +112,15 @@ impl FakeApi {
         self.0.lock().delete(path);
     }
 
+    /// The kinds of this group and version (`/apis/GROUP/VERSION`) are installed, or not.
+    pub(crate) fn knows(&self, group: &str, known: bool) {
+        let mut objects = self.0.lock();
+        match known {
+            true => drop(objects.unknown.remove(group)),
+            false => drop(objects.unknown.insert(group.into())),
+        }
+    }
+
     /// Every request since the last call that was no reading.
     pub(crate) fn take_writes(&self) -> Vec<Write> {
         std::mem::take(&mut self.0.lock().writes)
@@ -151,6 +163,13 @@ impl FakeApi {
 
 impl Objects {
     fn read(&self, path: &str, query: &str) -> Response<Answer> {
+        if split(path).is_some_and(|(group, _)| self.unknown.contains(group)) {
+            return failure(404, "NotFound");
+        }
+        // No streaming lists, as an older API server has none.
+        if query.contains("sendInitialEvents=true") {
+            return failure(422, "Invalid");
+        }
         if query.contains("watch=true") || query.contains("watch=1") {
             return self.watch(path, query);
         }
@@ -220,6 +239,10 @@ impl Objects {
                 };
                 let uid = named(body, "uid");
                 if uid.is_some() && uid != named(&object, "uid") {
+                    return Err(409);
+                }
+                let version = named(body, "resourceVersion");
+                if version.is_some() && version != named(&object, "resourceVersion") {
                     return Err(409);
                 }
                 merge(&mut object, body);

@@ -87,6 +87,12 @@ struct Serve {
     /// Kata, …): pods of theirs are refused. The same for agent and control plane.
     #[arg(long, env = "SEINE_SANDBOXED_RUNTIMES", value_delimiter = ',')]
     sandboxed_runtimes: Vec<String>,
+    /// Read Istio's AuthorizationPolicy and PeerAuthentication too, where their CRDs are installed.
+    #[arg(long, env = "SEINE_ISTIO_POLICIES")]
+    istio_policies: bool,
+    /// Namespace whose policies of Istio's hold for the whole mesh.
+    #[arg(long, env = "SEINE_ISTIO_ROOT_NAMESPACE", default_value = seine_objects::istio::ROOT_NAMESPACE)]
+    istio_root_namespace: String,
     /// DNS names in the server's certificate.
     #[arg(
         long = "server-name",
@@ -210,6 +216,7 @@ async fn serve(flags: Serve) -> anyhow::Result<()> {
             cluster_id: flags.cluster_id,
             network: flags.network,
             dns_domain: flags.dns_domain,
+            istio_root_namespace: flags.istio_policies.then_some(flags.istio_root_namespace),
             enrolment: EnrolmentSettings {
                 istio_alias: flags.istio_alias,
                 ..EnrolmentSettings::also_sandboxed(flags.sandboxed_runtimes)

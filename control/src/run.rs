@@ -75,7 +75,7 @@ pub struct Files {
 }
 
 impl Place {
-    async fn source(&self) -> anyhow::Result<Source> {
+    async fn source(&self, istio: bool) -> anyhow::Result<Source> {
         match self {
             Self::Files(files) => {
                 // Beside the keys, which is all else that is to outlive the process.
@@ -85,7 +85,7 @@ impl Place {
                     .context("opening the objects' directory")
             }
             Self::Cluster(cluster) => {
-                Ok(Source::cluster(cluster.client.clone(), Scope::Cluster).await)
+                Ok(Source::cluster(cluster.client.clone(), Scope::Cluster { istio }).await)
             }
         }
     }
@@ -170,8 +170,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     }
 
     let place = &options.place;
+    let istio = options.translation.istio_root_namespace.is_some();
     let source = tokio::select! {
-        source = place.source() => source?,
+        source = place.source(istio) => source?,
         // There is no hurry to an API server that is away.
         () = &mut stop => return Ok(()),
     };
@@ -228,13 +229,12 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
             models: models.clone(),
             problems: source.problems(),
         };
-        let enrolment = options.translation.enrolment.clone();
         tasks.spawn(cluster.clone().write(
             leadership,
             authority.clone(),
             sources,
             clients.clone(),
-            enrolment,
+            options.translation.clone(),
         ));
     }
     tasks.spawn(model::run(

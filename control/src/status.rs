@@ -3,18 +3,22 @@
 //! The admin page `/status` shows them; where there is an API server, [`crate::publish`] writes
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
+use std::collections::BTreeMap;
+
 use seine_objects::{
-    InForce, ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    InForce, Kind, ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::Serialize;
 
 use crate::{model::Model, publish::Totals, translate::PolicyFinding};
 
+type Found = BTreeMap<ObjectKey, PolicyFinding>;
+
 /// One object and its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -48,30 +52,27 @@ pub struct Condition {
 /// enrolled, and of every NetworkPolicy that cuts pods in the mesh off from one another.
 pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut report = Vec::new();
-    for (key, policy) in &model.objects.authorization_policies {
-        if let Some(finding) = model.findings.authorization_policies.get(key) {
-            let metadata = &policy.metadata;
-            report.push(policy_status(
-                "AuthorizationPolicy",
-                key,
-                metadata,
-                finding,
-                model,
-                totals,
-            ));
+    let (objects, findings) = (&model.objects, &model.findings);
+    let mut add = |kind: Kind, key: &ObjectKey, metadata: &ObjectMeta, found: &Found| {
+        if let Some(finding) = found.get(key) {
+            let kind = kind.to_string();
+            report.push(policy_status(&kind, key, metadata, finding, model, totals));
         }
+    };
+    for (key, policy) in &objects.authorization_policies {
+        let found = &findings.authorization_policies;
+        add(Kind::AuthorizationPolicy, key, &policy.metadata, found);
     }
-    for (key, policy) in &model.objects.mesh_tls {
-        if let Some(finding) = model.findings.mesh_tls.get(key) {
-            report.push(policy_status(
-                "MeshTLS",
-                key,
-                &policy.metadata,
-                finding,
-                model,
-                totals,
-            ));
-        }
+    for (key, policy) in &objects.mesh_tls {
+        add(Kind::MeshTls, key, &policy.metadata, &findings.mesh_tls);
+    }
+    for (key, policy) in &objects.istio_authorization_policies {
+        let found = &findings.istio_authorization_policies;
+        add(Kind::IstioAuthorizationPolicy, key, &policy.metadata, found);
+    }
+    for (key, policy) in &objects.peer_authentications {
+        let found = &findings.peer_authentications;
+        add(Kind::PeerAuthentication, key, &policy.metadata, found);
     }
     for (key, refusal) in &model.findings.refused_pods {
         let message = refusal.to_string();
@@ -126,7 +127,7 @@ fn policy_status(
     let holding = totals.holders(finding, &model.snapshot.authorizations);
     let nodes = totals.proxies();
     let programmed = holding == nodes && nodes > 0;
-    let enforced = programmed && finding.unenforced.is_empty();
+    let enforced = programmed && finding.unenforced.is_empty() && finding.elsewhere.is_empty();
     let mut enforcement = format!(
         "enforced by {holding} of {nodes} node proxies for {} pods",
         finding.enrolled
@@ -143,10 +144,14 @@ fn policy_status(
             finding.unenforced.join(", ")
         );
     }
-    let reason = match (enforced, finding.unenforced.is_empty()) {
-        (true, _) => "Enforced",
-        (false, false) => "NeedsWaypoint",
-        (false, true) => "NotProgrammed",
+    for elsewhere in &finding.elsewhere {
+        enforcement += &format!("; {elsewhere}");
+    }
+    let reason = match enforced {
+        true => "Enforced",
+        false if !finding.unenforced.is_empty() => "NeedsWaypoint",
+        false if !finding.elsewhere.is_empty() => "Elsewhere",
+        false => "NotProgrammed",
     };
     let conditions = vec![
         condition("Accepted", true, "Valid", accepted),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use seine_control::translate::PolicyFinding;
 use seine_objects::{
-    ObjectKey, enrolment,
+    Kind, ObjectKey, enrolment,
     enrolment::{DISABLED, ENABLED, MESH_LABEL},
     network_policy::{MeshPod, blocked},
     pods,
@@ -133,6 +133,17 @@ fn policies(world: &World, found: &mut Findings) {
     for (key, finding) in &world.findings.mesh_tls {
         effect(&format!("MeshTLS {key}"), finding, found);
     }
+    for (key, finding) in &world.findings.istio_authorization_policies {
+        let about = format!("{} {key}", Kind::IstioAuthorizationPolicy);
+        effect(&about, finding, found);
+    }
+    for (key, finding) in &world.findings.peer_authentications {
+        effect(
+            &format!("{} {key}", Kind::PeerAuthentication),
+            finding,
+            found,
+        );
+    }
 }
 
 fn effect(about: &str, finding: &PolicyFinding, found: &mut Findings) {
@@ -155,6 +166,15 @@ fn effect(about: &str, finding: &PolicyFinding, found: &mut Findings) {
                 finding.unenforced.join(", ")
             ),
             "restrict by ports and identities, which ztunnel enforces",
+        );
+    }
+    for elsewhere in &finding.elsewhere {
+        found.add(
+            Warning,
+            "EnforcedElsewhere",
+            about,
+            elsewhere,
+            "say it of the Services that are behind it",
         );
     }
     for note in &finding.notes {

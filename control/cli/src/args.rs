@@ -12,6 +12,7 @@ use anyhow::bail;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use seine_control::translate::Settings;
+use seine_objects::istio;
 
 use crate::{
     analyze::analyze,
@@ -151,7 +152,11 @@ impl From {
             let cluster = Cluster::new(&global.cluster).await?;
             (cluster.objects().await?, cluster.settings().await?)
         } else {
-            (files::read(&self.files)?, Settings::default())
+            let settings = Settings {
+                istio_root_namespace: Some(istio::ROOT_NAMESPACE.into()),
+                ..Settings::default()
+            };
+            (files::read(&self.files)?, settings)
         };
         if let Some(domain) = &self.trust_domain {
             settings.trust_domain.clone_from(domain);

@@ -14,14 +14,22 @@ use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
     api::{DynamicObject, ListParams},
     config::{KubeConfigOptions, Kubeconfig},
-    core::{ApiResource, GroupVersionKind},
 };
 use seine_control::translate::Settings;
-use seine_objects::{EnrolmentSettings, Object, ObjectKey, parse_text, policy};
+use seine_kubernetes::resource;
+use seine_objects::{EnrolmentSettings, Kind, Object, ObjectKey, istio, parse_text};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::files::Objects;
+
+/// The kinds of policies, ours and Istio's.
+pub const POLICIES: [Kind; 4] = [
+    Kind::AuthorizationPolicy,
+    Kind::MeshTls,
+    Kind::IstioAuthorizationPolicy,
+    Kind::PeerAuthentication,
+];
 
 /// How many objects are asked for at a time.
 const PAGE: u32 = 500;
@@ -127,7 +135,7 @@ impl Cluster {
         for one in self.all::<RuntimeClass>().await? {
             set.insert(key(&one), Object::RuntimeClass(Arc::new(one)));
         }
-        for kind in ["AuthorizationPolicy", "MeshTLS"] {
+        for kind in POLICIES {
             // By the parser that judges files, too: what it refuses is in force nowhere.
             let items = self.policies(kind).await?;
             let items: Vec<_> = items.iter().map(|item| json!(item)).collect();
@@ -142,26 +150,21 @@ impl Cluster {
     }
 
     /// The policies of a kind, as they are; none where the kind isn't installed.
-    pub async fn policies(&self, kind: &str) -> anyhow::Result<Vec<DynamicObject>> {
-        let gvk = GroupVersionKind::gvk(policy::GROUP, "v1alpha1", kind);
-        let plural = match kind {
-            "MeshTLS" => "meshtls".to_owned(),
-            _ => "authorizationpolicies".to_owned(),
-        };
-        let resource = ApiResource::from_gvk_with_plural(&gvk, &plural);
+    pub async fn policies(&self, kind: Kind) -> anyhow::Result<Vec<DynamicObject>> {
+        let resource = resource(kind);
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
         match pages(&api).await {
             Ok(mut items) => {
                 for item in &mut items {
                     item.types = Some(kube::core::TypeMeta {
-                        api_version: policy::API_VERSION.to_owned(),
-                        kind: kind.to_owned(),
+                        api_version: resource.api_version.clone(),
+                        kind: resource.kind.clone(),
                     });
                 }
                 Ok(items)
             }
             Err(error) if is_not_found(&error) => Ok(Vec::new()),
-            Err(error) => Err(error).with_context(|| format!("listing {plural}")),
+            Err(error) => Err(error).with_context(|| format!("listing {kind}")),
         }
     }
 
@@ -179,9 +182,15 @@ impl Cluster {
     pub async fn settings(&self) -> anyhow::Result<Settings> {
         let mut settings = Settings::default();
         let Some(deployment) = self.deployment().await? else {
+            // As the chart would install it.
+            settings.istio_root_namespace = Some(istio::ROOT_NAMESPACE.into());
             return Ok(settings);
         };
         let flags = flags(&deployment);
+        settings.istio_root_namespace = flags.contains_key("istio-policies").then(|| {
+            let named = flags.get("istio-root-namespace").cloned();
+            named.unwrap_or_else(|| istio::ROOT_NAMESPACE.into())
+        });
         let set = |field: &mut String, flag: &str| {
             if let Some(value) = flags.get(flag) {
                 field.clone_from(value);

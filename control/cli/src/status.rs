@@ -3,12 +3,13 @@
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use seine_objects::pods;
+use seine_control::publish::writer::condition_prefix;
+use seine_objects::{Kind, pods};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, POLICIES},
     output::Table,
     pages::{CONTROL, Program},
     ztunnel::span,
@@ -116,21 +117,23 @@ impl Status {
             if index == 0 {
                 // Of policies, the API server has what all replicas together found out.
                 let report = control.json("/status").await?;
+                let policies = POLICIES.map(|kind| kind.to_string());
                 let of_cluster = |found: &&Value| {
-                    found["kind"] != "AuthorizationPolicy" && found["kind"] != "MeshTLS"
+                    let kind = found["kind"].as_str().unwrap_or_default();
+                    !policies.iter().any(|policy| policy == kind)
                 };
                 let report = report.as_array().into_iter().flatten();
                 status.objects.extend(report.filter(of_cluster).map(object));
             }
         }
-        for kind in ["AuthorizationPolicy", "MeshTLS"] {
+        for kind in POLICIES {
             for policy in cluster.policies(kind).await? {
                 let metadata = &policy.metadata;
                 status.objects.push(object(&serde_json::json!({
-                    "kind": kind,
+                    "kind": kind.to_string(),
                     "namespace": metadata.namespace,
                     "name": metadata.name,
-                    "conditions": policy.data["status"]["conditions"],
+                    "conditions": our_conditions(kind, &policy.data["status"]["conditions"]),
                 })));
             }
         }
@@ -218,6 +221,19 @@ fn image(spec: &k8s_openapi::api::core::v1::PodSpec) -> String {
     first
         .and_then(|first| first.image.clone())
         .unwrap_or_default()
+}
+
+/// On Istio's objects they stand beside others', with a prefix.
+fn our_conditions(kind: Kind, conditions: &Value) -> Vec<Value> {
+    let conditions = conditions.as_array().into_iter().flatten();
+    let ours = conditions.filter_map(|condition| {
+        let name = condition["type"].as_str()?;
+        let name = name.strip_prefix(condition_prefix(kind))?.to_owned();
+        let mut condition = condition.clone();
+        condition["type"] = name.into();
+        Some(condition)
+    });
+    ours.collect()
 }
 
 fn object(found: &Value) -> Object {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use seine_objects::ObjectKey;
+use serde_json::Value;
 
 use crate::status::{self, ObjectStatus};
 
@@ -21,8 +22,12 @@ pub struct Known {
     pub uid: String,
     /// Of its specification.
     pub generation: i64,
-    /// As in its status.
+    /// Ours, as in its status.
     pub conditions: Vec<Condition>,
+    /// Somebody else's, as they are.
+    pub others: Vec<Value>,
+    /// Of the version that has these.
+    pub resource_version: String,
 }
 
 /// The conditions to write: of objects that the API server has and where it has others.
@@ -132,6 +137,7 @@ mod tests {
             uid: "u".into(),
             generation: 3,
             conditions: conditions.to_vec(),
+            ..Known::default()
         };
         [(target(), known)].into()
     }

@@ -15,9 +15,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use seine_objects::policy::{AuthorizationPolicy, MeshTls};
-use seine_objects::{ObjectKey, Problem};
-use serde_json::json;
+use seine_kubernetes::resource;
+use seine_objects::{Kind as ObjectKind, ObjectKey, Problem};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -44,12 +44,18 @@ pub struct Sources {
 }
 
 /// Writes until it is dropped. `reporter` is the pod's name; `namespace` has the ConfigMaps of
-/// [`held_map`].
-pub async fn write(client: Client, reporter: String, namespace: String, sources: Sources) {
+/// [`held_map`]; `istio`: of Istio's policies too.
+pub async fn write(
+    client: Client,
+    reporter: String,
+    namespace: String,
+    sources: Sources,
+    istio: bool,
+) {
     let (totals, receiver) = watch::channel(None);
     let read = held_map::read(client.clone(), namespace, totals);
     let writer = Writer {
-        kinds: kinds().into_iter().map(Kind::new).collect(),
+        kinds: kinds(istio).map(Kind::new).collect(),
         announcer: Announcer::default(),
         client,
         reporter,
@@ -69,7 +75,11 @@ struct Writer {
 
 /// A kind with a status, and what the API server has.
 struct Kind {
+    /// As in the report.
+    name: String,
     resource: ApiResource,
+    /// Before the types of our conditions, where others have conditions of their own.
+    prefix: &'static str,
     /// Every object is known.
     complete: bool,
     known: HashMap<ObjectKey, Known>,
@@ -77,13 +87,23 @@ struct Kind {
     listed: HashMap<ObjectKey, Known>,
 }
 
+/// What stands before the types of our conditions. Istio's controllers write conditions of their own beside ours.
+pub fn condition_prefix(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::IstioAuthorizationPolicy | ObjectKind::PeerAuthentication => "seine.dev/",
+        _ => "",
+    }
+}
+
 type Seen = (usize, watcher::Result<watcher::Event<DynamicObject>>);
 
-fn kinds() -> [ApiResource; 2] {
-    [
-        ApiResource::erase::<AuthorizationPolicy>(&()),
-        ApiResource::erase::<MeshTls>(&()),
-    ]
+fn kinds(istio: bool) -> impl Iterator<Item = ObjectKind> {
+    let own = [ObjectKind::AuthorizationPolicy, ObjectKind::MeshTls];
+    let istio = istio.then_some([
+        ObjectKind::IstioAuthorizationPolicy,
+        ObjectKind::PeerAuthentication,
+    ]);
+    own.into_iter().chain(istio.into_iter().flatten())
 }
 
 impl Writer {
@@ -133,18 +153,27 @@ impl Writer {
         match event {
             Ok(watcher::Event::Init) => kind.listed.clear(),
             Ok(watcher::Event::InitApply(object)) => {
-                kind.listed.insert(key_of(&object), known_of(&object));
+                let known = known_of(&object, kind.prefix);
+                kind.listed.insert(key_of(&object), known);
             }
             Ok(watcher::Event::InitDone) => {
                 kind.known = std::mem::take(&mut kind.listed);
                 kind.complete = true;
             }
             Ok(watcher::Event::Apply(object)) => {
-                kind.known.insert(key_of(&object), known_of(&object));
+                let known = known_of(&object, kind.prefix);
+                kind.known.insert(key_of(&object), known);
             }
             Ok(watcher::Event::Delete(object)) => drop(kind.known.remove(&key_of(&object))),
+            Err(error) if is_unknown_kind(&error) => {
+                kind.known.clear();
+                debug!(
+                    kind = kind.name,
+                    "the API server does not know this kind yet"
+                );
+            }
             Err(error) => {
-                warn!(kind = kind.resource.kind, %error, "watching statuses failed; tried again");
+                warn!(kind = kind.name, %error, "watching statuses failed; tried again");
             }
         }
     }
@@ -156,7 +185,7 @@ impl Writer {
             .filter(|kind| kind.complete)
             .flat_map(|kind| {
                 let of_kind = |(key, known): (&ObjectKey, &Known)| {
-                    ((kind.resource.kind.clone(), key.clone()), known.clone())
+                    ((kind.name.clone(), key.clone()), known.clone())
                 };
                 kind.known.iter().map(of_kind)
             })
@@ -164,15 +193,13 @@ impl Writer {
         let writes = due(report, &known, Timestamp::now())
             .into_iter()
             .filter_map(|(target, conditions)| {
-                let index = self
-                    .kinds
-                    .iter()
-                    .position(|kind| kind.resource.kind == target.0)?;
-                let uid = known[&target].uid.clone();
-                let (client, resource) = (self.client.clone(), self.kinds[index].resource.clone());
+                let index = self.kinds.iter().position(|kind| kind.name == target.0)?;
+                let kind = &self.kinds[index];
+                let status = kind.status(&target.1, &known[&target], &conditions);
+                let (client, resource) = (self.client.clone(), kind.resource.clone());
                 Some(async move {
                     let key = target.1;
-                    let written = apply(client, &resource, &key, &uid, &conditions).await;
+                    let written = apply(client, &resource, &key, &status).await;
                     (index, key, written)
                 })
             })
@@ -181,13 +208,17 @@ impl Writer {
         while let Some((index, key, written)) = writes.next().await {
             match written {
                 // Before the watch brings it, so that it is not written again.
-                Ok(object) => drop(self.kinds[index].known.insert(key, known_of(&object))),
+                Ok(object) => {
+                    let kind = &mut self.kinds[index];
+                    let known = known_of(&object, kind.prefix);
+                    kind.known.insert(key, known);
+                }
                 // Deleted, or made anew: the watch tells.
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
                     debug!(%key, %status, "the object is another by now");
                 }
                 Err(error) => warn!(
-                    kind = self.kinds[index].resource.kind, %key, %error,
+                    kind = self.kinds[index].name, %key, %error,
                     "the status can't be written; tried again"
                 ),
             }
@@ -233,13 +264,42 @@ impl Writer {
 }
 
 impl Kind {
-    fn new(resource: ApiResource) -> Self {
+    fn new(kind: ObjectKind) -> Self {
         Self {
-            resource,
+            name: kind.to_string(),
+            resource: resource(kind),
+            prefix: condition_prefix(kind),
             complete: false,
             known: HashMap::new(),
             listed: HashMap::new(),
         }
+    }
+
+    /// What is applied.
+    ///
+    /// The list of conditions in Istio's CRDs is atomic to the API server: who applies it has all of it. So we write
+    /// the others' conditions too, as they were in the version that we name; the API server refuses if that is not
+    /// the newest, and the watch brings what is. A controller that applies its own alone takes ours away, once: it
+    /// finds them unchanged after that, and is done.
+    fn status(&self, key: &ObjectKey, known: &Known, conditions: &[Condition]) -> Value {
+        // With the UID: not of another object that came to have the name.
+        let mut metadata = json!({"name": key.name, "namespace": key.namespace, "uid": known.uid});
+        let ours = conditions.iter().map(|condition| {
+            json!(Condition {
+                type_: format!("{}{}", self.prefix, condition.type_),
+                ..condition.clone()
+            })
+        });
+        let all: Vec<Value> = known.others.iter().cloned().chain(ours).collect();
+        if !self.prefix.is_empty() {
+            metadata["resourceVersion"] = json!(known.resource_version);
+        }
+        json!({
+            "apiVersion": self.resource.api_version,
+            "kind": self.resource.kind,
+            "metadata": metadata,
+            "status": {"conditions": all},
+        })
     }
 }
 
@@ -259,20 +319,12 @@ async fn apply(
     client: Client,
     resource: &ApiResource,
     key: &ObjectKey,
-    uid: &str,
-    conditions: &[Condition],
+    object: &Value,
 ) -> Result<DynamicObject, kube::Error> {
     let objects = Api::<DynamicObject>::namespaced_with(client, &key.namespace, resource);
-    let object = json!({
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
-        // With the UID: not of another object that came to have the name.
-        "metadata": {"name": key.name, "namespace": key.namespace, "uid": uid},
-        "status": {"conditions": conditions},
-    });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     objects
-        .patch_status(&key.name, &parameters, &Patch::Apply(&object))
+        .patch_status(&key.name, &parameters, &Patch::Apply(object))
         .await
 }
 
@@ -283,15 +335,40 @@ fn key_of(object: &DynamicObject) -> ObjectKey {
     )
 }
 
-fn known_of(object: &DynamicObject) -> Known {
-    let conditions = object.data.pointer("/status/conditions").cloned();
-    Known {
+fn known_of(object: &DynamicObject, prefix: &str) -> Known {
+    let mut known = Known {
         uid: object.uid().unwrap_or_default(),
         generation: object.metadata.generation.unwrap_or_default(),
-        // What can't be read is written anew.
-        conditions: conditions
-            .and_then(|conditions| serde_json::from_value(conditions).ok())
-            .unwrap_or_default(),
+        resource_version: object.resource_version().unwrap_or_default(),
+        ..Known::default()
+    };
+    let conditions = object.data.pointer("/status/conditions");
+    for value in conditions.and_then(Value::as_array).into_iter().flatten() {
+        let kind = value["type"].as_str().unwrap_or_default();
+        match kind.strip_prefix(prefix) {
+            // What can't be read is written anew.
+            Some(kind) => known.conditions.extend(
+                serde_json::from_value::<Condition>(value.clone())
+                    .ok()
+                    .map(|condition| Condition {
+                        type_: kind.to_owned(),
+                        ..condition
+                    }),
+            ),
+            None => known.others.push(value.clone()),
+        }
+    }
+    known
+}
+
+/// The kind's CRD is not installed, or has no such version.
+fn is_unknown_kind(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => status.is_not_found(),
+        _ => false,
     }
 }
 
@@ -444,6 +521,7 @@ spec: {hostNetwork: true, containers: []}
             "a".into(),
             "seine-system".into(),
             world.sources(),
+            false,
         ));
         world.until("Programmed", "accepted by 3 of 3").await;
         assert_eq!(world.condition("Enforced")["observedGeneration"], 2);
@@ -479,6 +557,7 @@ spec: {hostNetwork: true, containers: []}
             "a".into(),
             "seine-system".into(),
             world.sources(),
+            false,
         ));
         world.until("Accepted", "True").await;
         let problem = Problem {
@@ -518,6 +597,80 @@ spec: {hostNetwork: true, containers: []}
         let writes = world.api.take_writes();
         let good = writes.iter().find(|write| write.path.contains("/events"));
         assert_eq!(good.unwrap().body["type"], "Normal");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_istios_conditions_ours_stand_with_a_prefix_and_neither_writes_for_ever() {
+        const PATH: &str = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies/p";
+        let yaml = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop, generation: 3}
+spec: {action: CUSTOM, rules: [{}]}
+";
+        let (objects, problems) = ObjectSet::from_yaml(yaml);
+        assert_eq!(problems, []);
+        let settings = Settings {
+            istio_root_namespace: Some("istio-system".into()),
+            ..Settings::default()
+        };
+        let mut world = World::new();
+        let model = Arc::new(Model::default().next(Arc::new(objects), &settings));
+        world.model = model.clone();
+        world.models.send_replace(model);
+        world.replica("a", &["n1"]);
+        // As istiod has it: its numbers are strings.
+        let theirs =
+            json!({"type": "ZtunnelAccepted", "status": "False", "observedGeneration": "3"});
+        let object = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"generation": 3, "uid": "u"}, "status": {"conditions": [theirs]},
+        });
+        world.api.put(PATH, object.clone());
+        let client = world.api.client();
+        let sources = world.sources();
+        tokio::spawn(write(
+            client,
+            "a".into(),
+            "seine-system".into(),
+            sources,
+            true,
+        ));
+        let conditions = || world.api.get(PATH)["status"]["conditions"].clone();
+        let written = async || {
+            while conditions().as_array().unwrap().len() < 5 {
+                sleep(Duration::from_millis(100)).await;
+            }
+            let types = conditions().as_array().unwrap().clone().into_iter();
+            let types: Vec<_> = types.map(|found| found["type"].clone()).collect();
+            assert_eq!(
+                types,
+                [
+                    "ZtunnelAccepted",
+                    "seine.dev/Accepted",
+                    "seine.dev/ResolvedRefs",
+                    "seine.dev/Programmed",
+                    "seine.dev/Enforced"
+                ]
+            );
+        };
+        timeout(Duration::from_secs(300), written()).await.unwrap();
+        assert_eq!(conditions()[0], theirs);
+        assert_eq!(conditions()[4]["reason"], "NeedsWaypoint");
+        assert_eq!(conditions()[4]["observedGeneration"], 3);
+
+        // istiod applies its own alone, which takes the whole list.
+        let changed =
+            json!({"type": "ZtunnelAccepted", "status": "True", "observedGeneration": "3"});
+        let mut object = object;
+        object["status"]["conditions"] = json!([changed]);
+        world.api.put(PATH, object);
+        timeout(Duration::from_secs(300), written()).await.unwrap();
+        assert_eq!(conditions()[0], changed);
+        world.api.take_writes();
+        sleep(Duration::from_secs(120)).await;
+        let writes = world.api.take_writes();
+        let again = writes.iter().filter(|write| write.path.contains("/status"));
+        assert_eq!(again.count(), 0, "{writes:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,90 +8,172 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
-    ObjectKey, ObjectSet,
+    Kind, ObjectKey, ObjectSet, Objects,
     policy::{MeshTls, Mode},
 };
 use seine_proto::security::{Action, Authorization, Clause, Match, Rule, Scope};
 
 use super::{PolicyFinding, Resources, Settings, policy::presence, workload::Pods};
 
-/// Adds the effective modes of all enrolled pods.
+/// Adds the effective modes of all enrolled pods. Where both our own objects and Istio's say something of a pod, both
+/// hold: a port takes plaintext only if neither denies it.
 pub(super) fn translate(
     objects: &ObjectSet,
     pods: &Pods,
     settings: &Settings,
     resources: &mut Resources,
 ) {
-    for key in objects.mesh_tls.keys() {
-        resources
-            .findings
-            .mesh_tls
-            .insert(key.clone(), PolicyFinding::default());
+    let own = Modes {
+        kind: Kind::MeshTls,
+        root_namespace: &settings.root_namespace,
+        objects: &objects.mesh_tls,
+    };
+    let found = own.translate(pods, settings, resources);
+    resources.findings.mesh_tls = found;
+    if let Some(root_namespace) = &settings.istio_root_namespace {
+        let (converted, noted) = convert(objects, root_namespace);
+        let istio = Modes {
+            kind: Kind::PeerAuthentication,
+            root_namespace,
+            objects: &converted,
+        };
+        let mut found = istio.translate(pods, settings, resources);
+        for (key, note) in noted {
+            found.entry(key).or_default().notes.push(note);
+        }
+        resources.findings.peer_authentications = found;
     }
-    if objects.mesh_tls.is_empty() {
-        return;
-    }
-    let mut by_age: Vec<(&ObjectKey, &MeshTls)> = objects
-        .mesh_tls
-        .iter()
-        .map(|(key, object)| (key, &**object))
-        .collect();
-    by_age.sort_by_key(|(key, object)| {
-        let created = object
-            .metadata
-            .creation_timestamp
-            .as_ref()
-            .map(|time| time.0);
-        (created.is_none(), created, (*key).clone())
-    });
-    note_shadowed(&by_age, resources);
-    // With a selector, by the key: pods on which it has no effect, and what decides there instead.
-    let mut shadowed: BTreeMap<&ObjectKey, (usize, BTreeSet<&ObjectKey>)> = BTreeMap::new();
+}
 
-    for pod in &pods.list {
-        let labels = pod.object.metadata.labels.as_ref();
-        let all = |namespace, selected| holding(&by_age, namespace, labels, selected);
-        let mut selecting = all(&pod.key.namespace, true);
-        let mut chain = vec![selecting.next(), all(&pod.key.namespace, false).next()];
-        if let (Some((decides, _)), true) = (chain[0], pod.enrolled) {
-            for (key, _) in selecting {
-                let (pods, by) = shadowed.entry(key).or_default();
-                *pods += 1;
-                by.insert(decides);
-            }
+/// Istio's, in our terms, and what is to be said of each.
+fn convert(
+    objects: &ObjectSet,
+    root_namespace: &str,
+) -> (Objects<MeshTls>, Vec<(ObjectKey, String)>) {
+    let mut converted = Objects::new();
+    let mut noted = Vec::new();
+    for (key, object) in &objects.peer_authentications {
+        let mut note = |text: &str| noted.push((key.clone(), text.to_owned()));
+        if object.has_labels() && key.namespace == root_namespace {
+            note("is without effect: Istio ignores a selector in its root namespace");
+            continue;
         }
-        if pod.key.namespace != settings.root_namespace {
-            chain.push(all(&settings.root_namespace, false).next());
+        if object.disables() {
+            note("takes plaintext where it says DISABLE, and mutual TLS even so");
         }
-        let chain: Vec<_> = chain.into_iter().flatten().collect();
-        let effective = Effective::of(chain.iter().map(|(_, object)| object));
-        let denied = effective.deny(settings);
-        for (key, _) in chain {
-            let Some(finding) = resources.findings.mesh_tls.get_mut(*key) else {
-                continue;
-            };
-            match pod.enrolled {
-                true => finding.enrolled += 1,
-                false => finding.not_enrolled += 1,
-            }
-            if let Some((name, _)) = denied.as_ref().filter(|_| pod.enrolled) {
-                finding.resources.insert(name.clone());
-            }
-        }
-        if let Some((name, authorization)) = denied.filter(|_| pod.enrolled) {
-            if let Some(workload) = resources.workloads.get_mut(&pod.uid) {
-                workload.authorization_policies.push(name.clone());
-            }
-            resources.authorizations.insert(name, authorization);
-        }
+        converted.insert(key.clone(), object.to_mesh_tls().into());
     }
-    for (key, (pods, by)) in shadowed {
-        let by: Vec<_> = by.iter().map(ToString::to_string).collect();
-        if let Some(finding) = resources.findings.mesh_tls.get_mut(key) {
-            finding.notes.push(format!(
-                "is without effect on {pods} of the pods that it selects: older there is MeshTLS {}",
-                by.join(", ")
-            ));
+    (converted, noted)
+}
+
+/// Objects of one kind that say modes.
+struct Modes<'a> {
+    kind: Kind,
+    /// Those of it without a selector hold for the mesh.
+    root_namespace: &'a str,
+    objects: &'a Objects<MeshTls>,
+}
+
+impl Modes<'_> {
+    fn translate(
+        &self,
+        pods: &Pods,
+        settings: &Settings,
+        resources: &mut Resources,
+    ) -> BTreeMap<ObjectKey, PolicyFinding> {
+        let none = |key: &ObjectKey| (key.clone(), PolicyFinding::default());
+        let mut findings: BTreeMap<_, _> = self.objects.keys().map(none).collect();
+        if self.objects.is_empty() {
+            return findings;
+        }
+        let mut by_age: Vec<(&ObjectKey, &MeshTls)> = self
+            .objects
+            .iter()
+            .map(|(key, object)| (key, &**object))
+            .collect();
+        by_age.sort_by_key(|(key, object)| {
+            let created = object
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0);
+            (created.is_none(), created, (*key).clone())
+        });
+        self.note_shadowed(&by_age, &mut findings);
+        // With a selector, by the key: pods on which it has no effect, and what decides there instead.
+        let mut shadowed: BTreeMap<&ObjectKey, (usize, BTreeSet<&ObjectKey>)> = BTreeMap::new();
+
+        for pod in &pods.list {
+            let labels = pod.object.metadata.labels.as_ref();
+            let all = |namespace, selected| holding(&by_age, namespace, labels, selected);
+            let mut selecting = all(&pod.key.namespace, true);
+            let mut chain = vec![selecting.next(), all(&pod.key.namespace, false).next()];
+            if let (Some((decides, _)), true) = (chain[0], pod.enrolled) {
+                for (key, _) in selecting {
+                    let (pods, by) = shadowed.entry(key).or_default();
+                    *pods += 1;
+                    by.insert(decides);
+                }
+            }
+            if pod.key.namespace != self.root_namespace {
+                chain.push(all(self.root_namespace, false).next());
+            }
+            let chain: Vec<_> = chain.into_iter().flatten().collect();
+            let effective = Effective::of(chain.iter().map(|(_, object)| object));
+            let denied = effective.deny(settings);
+            for (key, _) in chain {
+                let Some(finding) = findings.get_mut(*key) else {
+                    continue;
+                };
+                match pod.enrolled {
+                    true => finding.enrolled += 1,
+                    false => finding.not_enrolled += 1,
+                }
+                if let Some((name, _)) = denied.as_ref().filter(|_| pod.enrolled) {
+                    finding.resources.insert(name.clone());
+                }
+            }
+            if let Some((name, authorization)) = denied.filter(|_| pod.enrolled) {
+                if let Some(workload) = resources.workloads.get_mut(&pod.uid) {
+                    // The other kind may have it there already.
+                    if !workload.authorization_policies.contains(&name) {
+                        workload.authorization_policies.push(name.clone());
+                    }
+                }
+                resources.authorizations.insert(name, authorization);
+            }
+        }
+        for (key, (pods, by)) in shadowed {
+            let by: Vec<_> = by.iter().map(ToString::to_string).collect();
+            if let Some(finding) = findings.get_mut(key) {
+                finding.notes.push(format!(
+                    "is without effect on {pods} of the pods that it selects: older there is {} {}",
+                    self.kind,
+                    by.join(", ")
+                ));
+            }
+        }
+        findings
+    }
+
+    /// A second one without a selector in a namespace never decides anything.
+    fn note_shadowed(
+        &self,
+        by_age: &[(&ObjectKey, &MeshTls)],
+        findings: &mut BTreeMap<ObjectKey, PolicyFinding>,
+    ) {
+        let mut first: BTreeMap<&str, &ObjectKey> = BTreeMap::new();
+        let wide = by_age
+            .iter()
+            .filter(|(_, object)| object.spec.selector.is_none());
+        for (key, _) in wide {
+            let winner = *first.entry(key.namespace.as_str()).or_insert(key);
+            if winner != *key
+                && let Some(finding) = findings.get_mut(*key)
+            {
+                let note = format!("is without effect: {} {winner} is older", self.kind);
+                finding.notes.push(note);
+            }
         }
     }
 }
@@ -111,25 +193,6 @@ fn holding<'a>(
                 None => !selected,
             }
     })
-}
-
-/// A second `MeshTLS` without a selector in a namespace never decides anything.
-fn note_shadowed(by_age: &[(&ObjectKey, &MeshTls)], resources: &mut Resources) {
-    let mut first: BTreeMap<&str, &ObjectKey> = BTreeMap::new();
-    for (key, object) in by_age
-        .iter()
-        .filter(|(_, object)| object.spec.selector.is_none())
-    {
-        let winner = *first.entry(key.namespace.as_str()).or_insert(key);
-        if winner != *key
-            && let Some(finding) = resources.findings.mesh_tls.get_mut(*key)
-        {
-            debug_assert!(object.spec.selector.is_none());
-            finding
-                .notes
-                .push(format!("is without effect: MeshTLS {winner} is older"));
-        }
-    }
 }
 
 /// What holds for one pod.

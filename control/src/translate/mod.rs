@@ -5,6 +5,7 @@
 //! outputs knows exactly what must be sent.
 
 mod endpoints;
+mod istio;
 mod mesh_tls;
 mod policy;
 mod service;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub dns_domain: String,
     /// Namespace whose policies without a selector hold for the whole mesh.
     pub root_namespace: String,
+    /// The same for policies of Istio's; without it they are not read.
+    pub istio_root_namespace: Option<String>,
     /// Who is in the mesh.
     pub enrolment: EnrolmentSettings,
 }
@@ -49,6 +52,7 @@ impl Default for Settings {
             network: String::new(),
             dns_domain: "cluster.local".into(),
             root_namespace: ROOT_NAMESPACE.into(),
+            istio_root_namespace: None,
             enrolment: EnrolmentSettings::default(),
         }
     }
@@ -81,6 +85,10 @@ pub struct Findings {
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the `MeshTLS`.
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
+    /// By Istio's policy.
+    pub istio_authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
+    /// By the `PeerAuthentication`.
+    pub peer_authentications: BTreeMap<ObjectKey, PolicyFinding>,
     /// Pods that opted in and can't be enrolled.
     pub refused_pods: BTreeMap<ObjectKey, Refusal>,
     /// NetworkPolicies that cut pods in the mesh off from one another.
@@ -93,6 +101,8 @@ impl Findings {
         self.authorization_policies
             .values()
             .chain(self.mesh_tls.values())
+            .chain(self.istio_authorization_policies.values())
+            .chain(self.peer_authentications.values())
     }
 }
 
@@ -109,6 +119,8 @@ pub struct PolicyFinding {
     pub unresolved: Vec<String>,
     /// Fields that nothing enforces yet.
     pub unenforced: Vec<String>,
+    /// What another proxy may enforce and nothing here does, each as a sentence.
+    pub elsewhere: Vec<String>,
     /// Other things to know, each as a sentence.
     pub notes: Vec<String>,
 }
@@ -161,6 +173,8 @@ fn any<M: prost::Message>(type_name: &str, message: &M) -> prost_types::Any {
     }
 }
 
+#[cfg(test)]
+mod istio_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]

@@ -13,18 +13,35 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     ObjectKey, ObjectSet,
-    policy::{Action, AuthorizationPolicy, Operation, Source},
+    policy::{Action, AuthorizationPolicy, Operation, Selector, Source},
 };
 use seine_proto::{
     extensions::AuthorizationExtension,
     security::{self, Address, Authorization, Clause, Extension, Match, Scope, StringMatch},
 };
 
-use super::{PolicyFinding, Resources, Settings, any, service, workload::Pods};
+use super::{PolicyFinding, Resources, Settings, any, istio, service, workload::Pods};
 use crate::{ip_bytes, translate::workload::TranslatedPod};
 
 /// Name of the extension that carries [`AuthorizationExtension`].
 pub const AUTHORIZATION_EXTENSION: &str = "seine.dev/authorization";
+
+/// A policy of whatever kind, in the wire's terms.
+pub(super) struct Lowered<'a> {
+    pub(super) key: &'a ObjectKey,
+    /// Within the namespace.
+    pub(super) name: String,
+    /// Its policies without a selector hold for the mesh.
+    pub(super) root_namespace: &'a str,
+    pub(super) action: security::Action,
+    pub(super) dry_run: bool,
+    pub(super) selector: Option<Selector>,
+    /// Services that it is attached to; not together with a selector.
+    pub(super) services: Option<Vec<&'a service::Translated>>,
+    pub(super) rules: Vec<security::Rule>,
+    /// What is known already.
+    pub(super) finding: PolicyFinding,
+}
 
 /// Adds every policy, and its name to the workloads that it selects.
 pub(super) fn translate(
@@ -35,54 +52,20 @@ pub(super) fn translate(
     resources: &mut Resources,
 ) {
     // By the pod's uid: the ports that the Allows are about; `None`: all of them.
-    let mut allowed: BTreeMap<&str, Option<Ports>> = BTreeMap::new();
+    let mut allowed = BTreeMap::new();
     for (key, policy) in &objects.authorization_policies {
-        let mut finding = PolicyFinding::default();
-        let target = Target::resolve(key, policy, services, settings, &mut finding);
-        let enforced_allow = policy.spec.action == Action::Allow && !policy.spec.dry_run;
-        // The pods by the ports that the policy is about there.
-        let mut pods_by_ports: BTreeMap<Option<Ports>, Vec<&str>> = BTreeMap::new();
-        for pod in &pods.list {
-            let Some(ports) = target.ports_of(pod, resources) else {
-                continue;
-            };
-            if !pod.enrolled {
-                finding.not_enrolled += 1;
-                continue;
-            }
-            finding.enrolled += 1;
-            if enforced_allow {
-                let about = allowed.entry(&pod.uid).or_insert(Some(Ports::new()));
-                *about = match (about.take(), &ports) {
-                    (Some(others), Some(ports)) => Some(&others | ports),
-                    _ => None,
-                };
-            }
-            pods_by_ports.entry(ports).or_default().push(&pod.uid);
+        let lowered = lower(key, policy, services, settings);
+        let finding = place(lowered, pods, &mut allowed, resources);
+        let findings = &mut resources.findings.authorization_policies;
+        findings.insert(key.clone(), finding);
+    }
+    if let Some(root) = &settings.istio_root_namespace {
+        for (key, policy) in &objects.istio_authorization_policies {
+            let lowered = istio::lower(key, policy, services, root, settings);
+            let finding = place(lowered, pods, &mut allowed, resources);
+            let findings = &mut resources.findings.istio_authorization_policies;
+            findings.insert(key.clone(), finding);
         }
-        if pods_by_ports.is_empty() {
-            // Of no pod yet.
-            pods_by_ports.insert(target.of_nothing(), Vec::new());
-        }
-        let many = pods_by_ports.len() > 1;
-        for (ports, uids) in pods_by_ports {
-            let (mut authorization, unenforced) =
-                compile(key, policy, target.scope(), ports.as_ref(), settings);
-            if let (true, Some(ports)) = (many, &ports) {
-                authorization.name = format!("{}_on{}", key.name, joined(ports));
-            }
-            let name = format!("{}/{}", key.namespace, authorization.name);
-            if target.scope() == Scope::WorkloadSelector {
-                list(&name, uids, resources);
-            }
-            finding.unenforced = unenforced;
-            finding.resources.insert(name.clone());
-            resources.authorizations.insert(name, authorization);
-        }
-        resources
-            .findings
-            .authorization_policies
-            .insert(key.clone(), finding);
     }
     for (uid, about) in allowed {
         if let Some(ports) = about {
@@ -92,6 +75,56 @@ pub(super) fn translate(
             resources.authorizations.insert(name, authorization);
         }
     }
+}
+
+/// Adds one, and notes by the pod's uid what the enforced Allows are about.
+fn place<'p>(
+    lowered: Lowered<'_>,
+    pods: &'p Pods,
+    allowed: &mut BTreeMap<&'p str, Option<Ports>>,
+    resources: &mut Resources,
+) -> PolicyFinding {
+    let mut finding = lowered.finding.clone();
+    let target = Target::of(&lowered);
+    let enforced_allow = lowered.action == security::Action::Allow && !lowered.dry_run;
+    // The pods by the ports that the policy is about there.
+    let mut pods_by_ports: BTreeMap<Option<Ports>, Vec<&str>> = BTreeMap::new();
+    for pod in &pods.list {
+        let Some(ports) = target.ports_of(pod, resources) else {
+            continue;
+        };
+        if !pod.enrolled {
+            finding.not_enrolled += 1;
+            continue;
+        }
+        finding.enrolled += 1;
+        if enforced_allow {
+            let about = allowed.entry(&pod.uid).or_insert(Some(Ports::new()));
+            *about = match (about.take(), &ports) {
+                (Some(others), Some(ports)) => Some(&others | ports),
+                _ => None,
+            };
+        }
+        pods_by_ports.entry(ports).or_default().push(&pod.uid);
+    }
+    if pods_by_ports.is_empty() {
+        // Of no pod yet.
+        pods_by_ports.insert(target.of_nothing(), Vec::new());
+    }
+    let many = pods_by_ports.len() > 1;
+    for (ports, uids) in pods_by_ports {
+        let mut authorization = compile(&lowered, target.scope(), ports.as_ref());
+        if let (true, Some(ports)) = (many, &ports) {
+            authorization.name = format!("{}_on{}", lowered.name, joined(ports));
+        }
+        let name = format!("{}/{}", lowered.key.namespace, authorization.name);
+        if target.scope() == Scope::WorkloadSelector {
+            list(&name, uids, resources);
+        }
+        finding.resources.insert(name.clone());
+        resources.authorizations.insert(name, authorization);
+    }
+    finding
 }
 
 /// Ports on which pods listen.
@@ -136,53 +169,25 @@ enum Target<'a> {
     Namespace(&'a str),
     Selected {
         namespace: Option<&'a str>,
-        policy: &'a AuthorizationPolicy,
+        selector: &'a Selector,
     },
     /// The pods behind these services.
-    Services(Vec<&'a service::Translated>),
+    Services(&'a [&'a service::Translated]),
 }
 
 impl<'a> Target<'a> {
-    fn resolve(
-        key: &'a ObjectKey,
-        policy: &'a AuthorizationPolicy,
-        services: &'a BTreeMap<ObjectKey, service::Translated>,
-        settings: &Settings,
-        finding: &mut PolicyFinding,
-    ) -> Self {
-        let root = key.namespace == settings.root_namespace;
-        if !policy.spec.target_refs.is_empty() {
-            let mut found = Vec::new();
-            for target in &policy.spec.target_refs {
-                let service = services.get(&ObjectKey::new(&key.namespace, &target.name));
-                match (target.group.as_str(), target.kind.as_str(), service) {
-                    ("" | "core", "Service", Some(service)) => {
-                        found.push(service);
-                    }
-                    ("" | "core", "Service", None) => {
-                        finding.unresolved.push(format!(
-                            "there is no Service {:?} with pods behind it",
-                            target.name
-                        ));
-                    }
-                    (group, kind, _) => finding.unresolved.push(format!(
-                        "kind {kind:?} of group {group:?} can't be a target: use Service"
-                    )),
-                }
-            }
-            return Self::Services(found);
+    fn of(lowered: &'a Lowered<'_>) -> Self {
+        if let Some(services) = &lowered.services {
+            return Self::Services(services);
         }
-        match (&policy.spec.selector, root) {
-            (Some(_), true) => Self::Selected {
-                namespace: None,
-                policy,
-            },
-            (Some(_), false) => Self::Selected {
-                namespace: Some(&key.namespace),
-                policy,
+        let namespace = &*lowered.key.namespace;
+        match (&lowered.selector, namespace == lowered.root_namespace) {
+            (Some(selector), root) => Self::Selected {
+                namespace: (!root).then_some(namespace),
+                selector,
             },
             (None, true) => Self::Mesh,
-            (None, false) => Self::Namespace(&key.namespace),
+            (None, false) => Self::Namespace(namespace),
         }
     }
 
@@ -200,10 +205,12 @@ impl<'a> Target<'a> {
         let selected = match self {
             Self::Mesh => true,
             Self::Namespace(namespace) => pod.key.namespace == **namespace,
-            Self::Selected { namespace, policy } => {
-                let selector = policy.spec.selector.as_ref();
+            Self::Selected {
+                namespace,
+                selector,
+            } => {
                 namespace.is_none_or(|namespace| pod.key.namespace == *namespace)
-                    && selector.is_some_and(|s| s.matches(pod.object.metadata.labels.as_ref()))
+                    && selector.matches(pod.object.metadata.labels.as_ref())
             }
             Self::Services(services) => {
                 // By selectors and by slices, as for whoever connects to them.
@@ -226,41 +233,76 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The policy's wire form, and the paths of its fields that nothing enforces yet.
+/// The policy's wire form.
 ///
 /// `ports`: the policy is attached to services that lead to these ports, and covers them alone.
-fn compile(
-    key: &ObjectKey,
+fn compile(lowered: &Lowered<'_>, scope: Scope, ports: Option<&Ports>) -> Authorization {
+    let mut rules = lowered.rules.clone();
+    match ports {
+        // Nothing is behind the services: there is nothing that a rule could be about.
+        Some(ports) if ports.is_empty() => rules.clear(),
+        Some(ports) => {
+            for rule in &mut rules {
+                rule.clauses.push(clause(Match {
+                    destination_ports: ports.iter().copied().collect(),
+                    ..Default::default()
+                }));
+            }
+        }
+        None => {}
+    }
+    let unenforced = &lowered.finding.unenforced;
+    let extension = AuthorizationExtension {
+        unenforced_fields: unenforced.clone(),
+    };
+    let extensions = (!unenforced.is_empty()).then(|| Extension {
+        name: AUTHORIZATION_EXTENSION.into(),
+        config: Some(any("seine.workload.v1.AuthorizationExtension", &extension)),
+    });
+    Authorization {
+        name: lowered.name.clone(),
+        namespace: lowered.key.namespace.clone(),
+        scope: scope.into(),
+        action: lowered.action.into(),
+        rules,
+        dry_run: lowered.dry_run,
+        extensions: extensions.into_iter().collect(),
+    }
+}
+
+/// One of our own.
+fn lower<'a>(
+    key: &'a ObjectKey,
     policy: &AuthorizationPolicy,
-    scope: Scope,
-    ports: Option<&Ports>,
-    settings: &Settings,
-) -> (Authorization, Vec<String>) {
+    services: &'a BTreeMap<ObjectKey, service::Translated>,
+    settings: &'a Settings,
+) -> Lowered<'a> {
     let spec = &policy.spec;
-    let mut unenforced = Vec::new();
+    let mut finding = PolicyFinding::default();
+    let mut found = Vec::new();
+    for target in &spec.target_refs {
+        let service = services.get(&ObjectKey::new(&key.namespace, &target.name));
+        match (target.group.as_str(), target.kind.as_str(), service) {
+            ("" | "core", "Service", Some(service)) => {
+                found.push(service);
+            }
+            ("" | "core", "Service", None) => finding.unresolved.push(no_service(&target.name)),
+            (group, kind, _) => finding.unresolved.push(format!(
+                "kind {kind:?} of group {group:?} can't be a target: use Service"
+            )),
+        }
+    }
     let mut rules = Vec::new();
     for (index, rule) in spec.rules.iter().enumerate() {
         for (to, operation) in rule.to.iter().enumerate() {
             let path = format!("spec.rules[{index}].to[{to}]");
-            unenforced.extend(
-                operation
-                    .l7_fields()
-                    .into_iter()
-                    .map(|field| format!("{path}.{field}")),
-            );
+            let fields = operation.l7_fields().into_iter();
+            let fields = fields.map(|field| format!("{path}.{field}"));
+            finding.unenforced.extend(fields);
         }
-        let Some(mut to) = operations(&rule.to, spec.action) else {
+        let Some(to) = operations(&rule.to, spec.action) else {
             continue;
         };
-        match ports {
-            // Nothing is behind the services: there is nothing that the rule could be about.
-            Some(ports) if ports.is_empty() => continue,
-            Some(ports) => to.push(clause(Match {
-                destination_ports: ports.iter().copied().collect(),
-                ..Default::default()
-            })),
-            None => {}
-        }
         if rule.from.is_empty() {
             rules.push(security::Rule { clauses: to });
             continue;
@@ -271,26 +313,24 @@ fn compile(
             rules.push(security::Rule { clauses });
         }
     }
-    let extension = AuthorizationExtension {
-        unenforced_fields: unenforced.clone(),
-    };
-    let extensions = (!unenforced.is_empty()).then(|| Extension {
-        name: AUTHORIZATION_EXTENSION.into(),
-        config: Some(any("seine.workload.v1.AuthorizationExtension", &extension)),
-    });
-    let authorization = Authorization {
+    Lowered {
+        key,
         name: key.name.clone(),
-        namespace: key.namespace.clone(),
-        scope: scope.into(),
+        root_namespace: &settings.root_namespace,
         action: match spec.action {
-            Action::Allow => security::Action::Allow.into(),
-            Action::Deny | Action::Audit => security::Action::Deny.into(),
+            Action::Allow => security::Action::Allow,
+            Action::Deny | Action::Audit => security::Action::Deny,
         },
-        rules,
         dry_run: spec.dry_run || spec.action == Action::Audit,
-        extensions: extensions.into_iter().collect(),
-    };
-    (authorization, unenforced)
+        selector: spec.selector.clone(),
+        services: (!spec.target_refs.is_empty()).then_some(found),
+        rules,
+        finding,
+    }
+}
+
+pub(super) fn no_service(name: &str) -> String {
+    format!("there is no Service {name:?} with pods behind it")
 }
 
 /// The clauses for a rule's `to`; `None`: nothing can match the rule.
@@ -383,12 +423,12 @@ fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
     clauses
 }
 
-fn clause(one: Match) -> Clause {
+pub(super) fn clause(one: Match) -> Clause {
     Clause { matches: vec![one] }
 }
 
 /// `*` is presence, `*x` a suffix, `x*` a prefix, nothing else is special.
-fn string_match(text: &str) -> StringMatch {
+pub(super) fn string_match(text: &str) -> StringMatch {
     match (text, text.strip_prefix('*'), text.strip_suffix('*')) {
         ("*", _, _) => presence(),
         (_, Some(end), _) => matching(security::string_match::MatchType::Suffix(end.into())),
@@ -397,11 +437,11 @@ fn string_match(text: &str) -> StringMatch {
     }
 }
 
-fn exact(text: String) -> StringMatch {
+pub(super) fn exact(text: String) -> StringMatch {
     matching(security::string_match::MatchType::Exact(text))
 }
 
-fn prefix(text: String) -> StringMatch {
+pub(super) fn prefix(text: String) -> StringMatch {
     matching(security::string_match::MatchType::Prefix(text))
 }
 

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 
 pub use connect::{ConnectError, client};
-pub use scope::Scope;
+pub use scope::{Scope, resource};
 pub use source::Source;
 
 /// Reports of the watches that wait to be gathered. A watch that finds no room waits, and so does the
@@ -48,7 +48,8 @@ impl KubernetesSource {
     pub async fn start(client: Client, scope: Scope) -> Self {
         let (reports, reported) = mpsc::channel(BACKLOG);
         let mut tasks = JoinSet::new();
-        for &kind in scope.kinds() {
+        let kinds = scope.kinds();
+        for &kind in &kinds {
             let selector = scope.selector(kind);
             tasks.spawn(watch::follow(
                 client.clone(),
@@ -59,7 +60,7 @@ impl KubernetesSource {
         }
         let (objects_out, mut objects) = latest::channel(Arc::default());
         let (problems_out, problems) = latest::channel(Arc::default());
-        let gathering = gather::Gathering::new(scope.kinds());
+        let gathering = gather::Gathering::new(&kinds);
         tasks.spawn(gathering.run(reported, objects_out, problems_out));
         // The gathering task lives as long as this does.
         let _ = objects.changed().await;

@@ -6,35 +6,39 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     node::v1::RuntimeClass,
 };
-use kube::api::ApiResource;
+use kube::api::{ApiResource, GroupVersionKind};
 use seine_objects::Kind;
+use seine_objects::istio;
 use seine_objects::policy::{AuthorizationPolicy, MeshTls};
 
 /// Which objects a source watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Every kind in all namespaces: for the control plane.
-    Cluster,
+    Cluster {
+        /// Istio's policies too.
+        istio: bool,
+    },
     /// The pods of the node of this name, the node, all namespaces and runtime classes: for its agent.
     Node(String),
 }
 
 impl Scope {
-    pub(crate) fn kinds(&self) -> &'static [Kind] {
+    pub(crate) fn kinds(&self) -> Vec<Kind> {
+        let node = [Kind::Namespace, Kind::Node, Kind::Pod, Kind::RuntimeClass];
+        let cluster = [
+            Kind::Service,
+            Kind::EndpointSlice,
+            Kind::ServiceAccount,
+            Kind::NetworkPolicy,
+            Kind::AuthorizationPolicy,
+            Kind::MeshTls,
+        ];
+        let istio = [Kind::IstioAuthorizationPolicy, Kind::PeerAuthentication];
         match self {
-            Self::Cluster => &[
-                Kind::Namespace,
-                Kind::Node,
-                Kind::Pod,
-                Kind::Service,
-                Kind::EndpointSlice,
-                Kind::ServiceAccount,
-                Kind::NetworkPolicy,
-                Kind::RuntimeClass,
-                Kind::AuthorizationPolicy,
-                Kind::MeshTls,
-            ],
-            Self::Node(_) => &[Kind::Namespace, Kind::Node, Kind::Pod, Kind::RuntimeClass],
+            Self::Node(_) => node.to_vec(),
+            Self::Cluster { istio: false } => [&node[..], &cluster].concat(),
+            Self::Cluster { istio: true } => [&node[..], &cluster, &istio].concat(),
         }
     }
 
@@ -48,7 +52,8 @@ impl Scope {
     }
 }
 
-pub(crate) fn resource(kind: Kind) -> ApiResource {
+/// Under which names the API server has a kind.
+pub fn resource(kind: Kind) -> ApiResource {
     match kind {
         Kind::Namespace => ApiResource::erase::<Namespace>(&()),
         Kind::Node => ApiResource::erase::<Node>(&()),
@@ -60,5 +65,13 @@ pub(crate) fn resource(kind: Kind) -> ApiResource {
         Kind::RuntimeClass => ApiResource::erase::<RuntimeClass>(&()),
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),
+        Kind::IstioAuthorizationPolicy => of_istio("AuthorizationPolicy", "authorizationpolicies"),
+        Kind::PeerAuthentication => of_istio("PeerAuthentication", "peerauthentications"),
     }
+}
+
+/// Istio has the types of these; here they are known by name.
+fn of_istio(kind: &str, plural: &str) -> ApiResource {
+    let kind = GroupVersionKind::gvk(istio::GROUP, istio::VERSION, kind);
+    ApiResource::from_gvk_with_plural(&kind, plural)
 }

@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::DynamicObject;
 use kube::core::Status;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::wait::{await_condition, conditions::is_crd_established};
+use kube::runtime::wait::{Condition as _, await_condition, conditions::is_crd_established};
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
 use seine_objects::{Invalid, Kind, Object, ObjectKey, parse_object};
@@ -144,16 +144,26 @@ impl Watch {
         }
     }
 
-    /// Whether the kind's definition is not there, for certain: what is known of the kind goes then.
+    /// Whether the kind's definition is not there, or doesn't have our version, for certain: what is known of the kind
+    /// goes then.
     async fn is_undefined(&self) -> bool {
         let definitions = Api::<CustomResourceDefinition>::all(self.client.clone());
-        matches!(definitions.get_opt(&self.definition()).await, Ok(None))
+        let version = resource(self.kind).version;
+        match definitions.get_opt(&self.definition()).await {
+            Ok(Some(definition)) => !serves(&definition, &version),
+            Ok(None) => true,
+            Err(_) => false,
+        }
     }
 
     async fn await_definition(&self) {
         let definitions = Api::all(self.client.clone());
         let name = self.definition();
-        let found = await_condition(definitions, &name, is_crd_established());
+        let version = resource(self.kind).version;
+        let serves = |definition: Option<&CustomResourceDefinition>| {
+            definition.is_some_and(|definition| serves(definition, &version))
+        };
+        let found = await_condition(definitions, &name, is_crd_established().and(serves));
         if let Ok(Err(error)) = timeout(LOOK_AGAIN, found).await {
             debug!(%name, %error, "its definition can't be watched");
             sleep(LOOK_AGAIN).await;
@@ -165,6 +175,12 @@ impl Watch {
         let resource = resource(self.kind);
         format!("{}.{}", resource.plural, resource.group)
     }
+}
+
+/// An older Istio's definition may not have the version that we read.
+fn serves(definition: &CustomResourceDefinition, version: &str) -> bool {
+    let mut versions = definition.spec.versions.iter();
+    versions.any(|found| found.name == version && found.served)
 }
 
 /// What the API server answered, if it was it.

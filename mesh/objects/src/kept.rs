@@ -36,7 +36,10 @@ impl Kind {
             Self::ServiceAccount => &Fields(&[("metadata", METADATA)]),
             Self::NetworkPolicy => &Fields(&[("metadata", METADATA), ("spec", All)]),
             Self::RuntimeClass => &Fields(&[("metadata", METADATA), ("handler", All)]),
-            Self::AuthorizationPolicy | Self::MeshTls => &POLICY,
+            Self::AuthorizationPolicy
+            | Self::MeshTls
+            | Self::IstioAuthorizationPolicy
+            | Self::PeerAuthentication => &POLICY,
         }
     }
 }

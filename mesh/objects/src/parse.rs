@@ -18,13 +18,17 @@ use serde_json::Value;
 use crate::{
     ObjectKey,
     document::{Document, split},
+    istio::{self, PeerAuthentication},
     pods,
     policy::{self, AuthorizationPolicy, FieldError, MeshTls},
 };
 
 /// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "each is the Kubernetes kind of that name")]
+#[allow(
+    missing_docs,
+    reason = "each is the Kubernetes kind of that name, Istio's where a name is taken"
+)]
 pub enum Kind {
     Namespace,
     Node,
@@ -36,6 +40,8 @@ pub enum Kind {
     RuntimeClass,
     AuthorizationPolicy,
     MeshTls,
+    IstioAuthorizationPolicy,
+    PeerAuthentication,
 }
 
 impl Kind {
@@ -49,6 +55,9 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MeshTls => f.write_str("MeshTLS"),
+            // As kubectl tells kinds of one name apart.
+            Self::IstioAuthorizationPolicy => f.write_str("AuthorizationPolicy.security.istio.io"),
+            Self::PeerAuthentication => f.write_str("PeerAuthentication.security.istio.io"),
             other => fmt::Debug::fmt(other, f),
         }
     }
@@ -56,7 +65,10 @@ impl fmt::Display for Kind {
 
 /// One object of a kind that is read.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs, reason = "each is the Kubernetes kind of that name")]
+#[allow(
+    missing_docs,
+    reason = "each is the Kubernetes kind of that name, Istio's where a name is taken"
+)]
 pub enum Object {
     Namespace(Arc<Namespace>),
     Node(Arc<Node>),
@@ -68,6 +80,8 @@ pub enum Object {
     RuntimeClass(Arc<RuntimeClass>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
+    IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
+    PeerAuthentication(Arc<PeerAuthentication>),
 }
 
 impl Object {
@@ -84,6 +98,8 @@ impl Object {
             Self::RuntimeClass(_) => Kind::RuntimeClass,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
+            Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
         }
     }
 
@@ -100,6 +116,8 @@ impl Object {
             Self::RuntimeClass(object) => serde_json::to_value(&**object),
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
+            Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
+            Self::PeerAuthentication(object) => serde_json::to_value(&**object),
         };
         value.expect("objects have text for keys, and serialize")
     }
@@ -389,6 +407,12 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         ("node.k8s.io/v1", "RuntimeClass") => Kind::RuntimeClass,
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
+        ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
+            Kind::IstioAuthorizationPolicy
+        }
+        ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
+            Kind::PeerAuthentication
+        }
         _ => return None,
     })
 }
@@ -416,6 +440,16 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             let policy: MeshTls = typed(value)?;
             check(policy.validate())?;
             Object::MeshTls(Arc::new(policy))
+        }
+        Kind::IstioAuthorizationPolicy => {
+            let policy: istio::AuthorizationPolicy = typed(value)?;
+            check(policy.validate())?;
+            Object::IstioAuthorizationPolicy(Arc::new(policy))
+        }
+        Kind::PeerAuthentication => {
+            let policy: PeerAuthentication = typed(value)?;
+            check(policy.validate())?;
+            Object::PeerAuthentication(Arc::new(policy))
         }
     })
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    Kind, Object,
+    Kind, Object, istio,
     policy::{AuthorizationPolicy, MeshTls},
 };
 
@@ -42,6 +42,10 @@ pub struct ObjectSet {
     pub authorization_policies: Objects<AuthorizationPolicy>,
     /// `policy.seine.dev` TLS modes.
     pub mesh_tls: Objects<MeshTls>,
+    /// Istio's authorization policies.
+    pub istio_authorization_policies: Objects<istio::AuthorizationPolicy>,
+    /// Istio's TLS modes.
+    pub peer_authentications: Objects<istio::PeerAuthentication>,
 }
 
 impl ObjectSet {
@@ -79,6 +83,12 @@ impl ObjectSet {
                 drop(self.authorization_policies.insert(key, object));
             }
             Object::MeshTls(object) => drop(self.mesh_tls.insert(key, object)),
+            Object::IstioAuthorizationPolicy(object) => {
+                drop(self.istio_authorization_policies.insert(key, object));
+            }
+            Object::PeerAuthentication(object) => {
+                drop(self.peer_authentications.insert(key, object));
+            }
         }
     }
 
@@ -95,6 +105,10 @@ impl ObjectSet {
             Kind::RuntimeClass => self.runtime_classes.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
+            Kind::IstioAuthorizationPolicy => {
+                self.istio_authorization_policies.remove(key).is_some()
+            }
+            Kind::PeerAuthentication => self.peer_authentications.remove(key).is_some(),
         }
     }
 
@@ -111,6 +125,8 @@ impl ObjectSet {
             Kind::RuntimeClass => self.runtime_classes.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
+            Kind::IstioAuthorizationPolicy => self.istio_authorization_policies.contains_key(key),
+            Kind::PeerAuthentication => self.peer_authentications.contains_key(key),
         }
     }
 
@@ -130,6 +146,10 @@ impl ObjectSet {
             Object::RuntimeClass(object) => same(&self.runtime_classes, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
+            Object::IstioAuthorizationPolicy(object) => {
+                same(&self.istio_authorization_policies, key, object)
+            }
+            Object::PeerAuthentication(object) => same(&self.peer_authentications, key, object),
         }
     }
 
@@ -146,6 +166,8 @@ impl ObjectSet {
             Kind::RuntimeClass => Box::new(self.runtime_classes.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
+            Kind::IstioAuthorizationPolicy => Box::new(self.istio_authorization_policies.keys()),
+            Kind::PeerAuthentication => Box::new(self.peer_authentications.keys()),
         }
     }
 
@@ -174,6 +196,11 @@ impl ObjectSet {
             &older.authorization_policies,
         );
         share(&mut self.mesh_tls, &older.mesh_tls);
+        share(
+            &mut self.istio_authorization_policies,
+            &older.istio_authorization_policies,
+        );
+        share(&mut self.peer_authentications, &older.peer_authentications);
     }
 }
 

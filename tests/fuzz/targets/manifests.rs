@@ -17,7 +17,10 @@ use seine_xds::Handler;
 
 fuzz_target!(|text: &str| {
     let (objects, _) = ObjectSet::from_yaml(text);
-    let settings = Settings::default();
+    let settings = Settings {
+        istio_root_namespace: Some(seine_objects::istio::ROOT_NAMESPACE.into()),
+        ..Settings::default()
+    };
     for key in objects.pods.keys() {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         let _ = seine_agent::plan::desired(&objects, namespace, name, "", &settings.enrolment);

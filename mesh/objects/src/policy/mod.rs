@@ -14,11 +14,11 @@ use kube::core::CustomResourceExt as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use authorization::is_name;
 pub use authorization::{
     Action, AuthorizationPolicy, AuthorizationPolicySpec, HeaderMatch, Operation, Rule, Source,
     TargetRef,
 };
+pub(crate) use authorization::{is_name, parse_ip_block};
 pub use mesh_tls::{MeshTls, MeshTlsSpec, Mode, PortMode};
 pub use selector::{Operator, Requirement, Selector};
 pub(crate) use stand_in::stand_in;
@@ -50,10 +50,10 @@ pub struct FieldError {
 
 /// Collects what is wrong in an object.
 #[derive(Default)]
-struct Errors(Vec<FieldError>);
+pub(crate) struct Errors(pub(crate) Vec<FieldError>);
 
 impl Errors {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(crate) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(FieldError {
             field: field.into(),
             message: message.into(),

@@ -11,12 +11,17 @@ use super::{
     Action, AuthorizationPolicy, AuthorizationPolicySpec, Errors, MeshTls, MeshTlsSpec, Mode, Rule,
     Selector,
 };
-use crate::{Kind, Object};
+use crate::{Kind, Object, istio};
 
 /// A policy for the same pods (of a selector that can't be read: all of the namespace) that denies
 /// every connection, or of `MeshTLS` every plaintext one. `None`: another kind, or a policy that says
 /// readably that it enforces nothing.
 pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
+    match kind {
+        Kind::IstioAuthorizationPolicy => return istio::authorization_stand_in(value),
+        Kind::PeerAuthentication => return istio::peer_authentication_stand_in(value),
+        _ => {}
+    }
     let metadata: ObjectMeta = read(&value["metadata"])?;
     let spec = &value["spec"];
     let selector = read(&spec["selector"]).filter(is_valid);
