@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -33,7 +33,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 static ORIGINALS: LazyLock<Mutex<HashMap<SocketAddr, SocketAddr>>> = LazyLock::new(Mutex::default);
 static NEXT: AtomicU8 = AtomicU8::new(1);
 
-fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+pub(crate) fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     ORIGINALS.lock().get(&stream.peer_addr().ok()?).copied()
 }
 
@@ -227,8 +227,18 @@ impl Pod {
     }
 }
 
-async fn redirected(from: Ipv4Addr, proxy: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4().unwrap();
+/// A connection to the proxy, of a client that wanted to go elsewhere.
+pub(crate) async fn redirected(
+    from: impl Into<IpAddr>,
+    proxy: SocketAddr,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
+    let from = from.into();
+    let socket = match from {
+        IpAddr::V4(_) => TcpSocket::new_v4(),
+        IpAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let socket = socket.unwrap();
     socket.bind((from, 0).into()).unwrap();
     ORIGINALS.lock().insert(socket.local_addr().unwrap(), to);
     socket.connect(proxy).await
