@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use seine_telemetry::limited;
 use tokio::net::{TcpListener, TcpStream};
-use tracing::warn;
 
 use crate::pod::Pod;
 use crate::shared::Shared;
@@ -37,7 +37,7 @@ pub(crate) async fn next(listener: &TcpListener, pod: &Pod) -> Option<(TcpStream
             Err(error) if gone(&error) => {}
             Err(error) => {
                 // Out of descriptors or memory: the connection waits in the backlog meanwhile.
-                warn!(?pod, %error, "accept failed");
+                limited!(pod.limits.tunnel_lines, "accept", warn: ?pod, %error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

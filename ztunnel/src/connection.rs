@@ -22,7 +22,7 @@ use crate::pod::Pod;
 use crate::telemetry::Traffic;
 
 /// Which way a connection goes, seen from the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// The pod opened it.
     Outbound,

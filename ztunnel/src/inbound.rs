@@ -12,11 +12,12 @@ use std::time::Duration;
 use http::StatusCode;
 use seine_hbone::{Accepted, Authority, Incoming, Io, Role, ServeError, accept, copy};
 use seine_identity::CertificateError;
+use seine_telemetry::limited;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::accept::{may_accept, next};
 use crate::connection::{ConnectionInfo, Direction, Party, Security};
@@ -41,7 +42,10 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
     while let Some((tcp, peer)) = next(&listener, &pod).await {
         let Some(stranger) = pod.limits.stranger(peer.ip()) else {
             shared.telemetry.on_tunnel_refused("limit");
-            warn!(?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many peers wait for theirs");
+            limited!(
+                pod.limits.tunnel_lines, "peers",
+                warn: ?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many peers wait for theirs"
+            );
             refuse(tcp);
             continue;
         };
@@ -65,11 +69,12 @@ async fn serve_tunnel(
     tcp: TcpStream,
     peer: SocketAddr,
 ) {
+    let lines = &pod.limits.tunnel_lines;
     let Ok(local) = tcp.local_addr().map(unmapped) else {
         return;
     };
     if local.ip().is_loopback() && !shared.environment.loopback_is_remote {
-        warn!(?pod, %peer, %local, flag = "REFUSED", "HBONE from within the pod is refused");
+        limited!(lines, "own", warn: ?pod, %peer, %local, flag = "REFUSED", "HBONE from within the pod is refused");
         return refuse(tcp);
     }
     let trust = shared.trust.before_handshake();
@@ -81,18 +86,29 @@ async fn serve_tunnel(
         }
         Err(Refused::Limit(of)) => {
             shared.telemetry.on_tunnel_refused("limit");
-            return warn!(?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many {of} of this pod");
+            return limited!(
+                lines, of,
+                warn: ?pod, %peer, flag = "LIMIT", "a tunnel is refused: too many {of} of this pod"
+            );
         }
         Err(Refused::Identity(error)) => {
             shared.telemetry.on_tunnel_refused("own-certificate");
-            return warn!(?pod, %peer, flag = "IDENTITY", %error, "a tunnel is refused");
+            return limited!(
+                lines, "own-certificate",
+                warn: ?pod, %peer, flag = "IDENTITY", %error, "a tunnel is refused"
+            );
         }
         // A handshake that fails is somebody without the right certificate.
         Err(Refused::Peer(error, reason)) => {
             shared.telemetry.on_tunnel_refused(reason);
-            return warn!(?pod, %peer, flag = "TLS_FAILURE", %error, "a tunnel is refused");
+            return limited!(
+                lines, reason,
+                warn: ?pod, %peer, flag = "TLS_FAILURE", %error, "a tunnel is refused"
+            );
         }
-        Err(Refused::Tunnel(error)) => return info!(?pod, %peer, %error, "a tunnel ended"),
+        Err(Refused::Tunnel(error)) => {
+            return limited!(lines, "ended", info: ?pod, %peer, %error, "a tunnel ended");
+        }
     };
     let chain = accepted.chain().clone();
     let distrust = watch::Sender::new(None);
@@ -112,7 +128,7 @@ async fn serve_tunnel(
     };
     tokio::select! {
         served = served => if let Err(error) = served {
-            info!(?pod, %peer, %error, "a tunnel ended");
+            limited!(lines, "ended", info: ?pod, %peer, %error, "a tunnel ended");
         },
         () = distrusted => {}
     }

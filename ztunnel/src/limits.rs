@@ -3,15 +3,21 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use seine_telemetry::Lines;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
+use crate::connection::Direction;
 use crate::descriptors::{Descriptors, Held, Share};
 use crate::peers::{Peers, Stranger};
 
 /// The limits of one pod, shared by its tasks.
 #[derive(Debug)]
 pub struct PodLimits {
+    /// The log's lines about tunnels towards it that were refused, or broke.
+    pub tunnel_lines: Lines,
+    /// The log's lines about connections that were not made, by their flag.
+    pub connection_lines: Lines<(Direction, &'static str)>,
     outbound: Arc<Semaphore>,
     inbound: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
@@ -30,6 +36,8 @@ impl PodLimits {
         let connections = config.max_connections.min(Semaphore::MAX_PERMITS);
         let handshakes = config.max_handshakes.clamp(1, Semaphore::MAX_PERMITS);
         Self {
+            tunnel_lines: Lines::new(),
+            connection_lines: Lines::new(),
             outbound: Arc::new(Semaphore::new(connections)),
             inbound: Arc::new(Semaphore::new(connections)),
             handshakes: Arc::new(Semaphore::new(handshakes)),

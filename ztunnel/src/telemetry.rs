@@ -15,7 +15,7 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use seine_hbone::TraceParent;
 use seine_policy::Decision;
-use tracing::info;
+use seine_telemetry::limited;
 
 use crate::config::{AccessLog, Config};
 use crate::connection::{ConnectionInfo, Connections, Live};
@@ -64,8 +64,9 @@ impl Telemetry {
         let Some(audit) = &decision.audit else { return };
         if audit.allowed != decision.allowed {
             self.metrics.audited(info, audit.allowed);
-            info!(
-                target: "access",
+            limited!(
+                info.pod.limits.connection_lines, (info.direction, "dry-run"),
+                info: target: "access",
                 pod = ?info.pod, src = %info.client, dst = %info.original,
                 would = if audit.allowed { "allow" } else { "deny" }, because = %audit.because,
                 "a policy in dry-run would change the verdict"

@@ -12,16 +12,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use seine_hbone::{Pool, Settings};
+use seine_telemetry::{Lines, limited};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::error;
 
 use crate::drain::Lifetime;
 
 /// Connections that a pod's home may have more than another worker before new ones go there. To hand one over costs a
 /// wake-up of the other thread, and a second thread for the same peer a tunnel of its own.
 const BIAS: usize = 8;
+
+/// Whoever makes many connections decides how many fail.
+static LINES: Lines = Lines::new();
 
 /// All of them.
 pub struct Workers {
@@ -165,14 +169,16 @@ impl Place {
         let tcp = match tcp.into_std() {
             Ok(tcp) => tcp,
             Err(error) => {
-                return warn!(%error, "a connection can't change its thread and is closed");
+                return limited!(LINES, "thread", warn: %error, "a connection can't change its thread and is closed");
             }
         };
         let runtime = self.0.runtime.clone();
         let task = async move {
             match TcpStream::from_std(tcp) {
                 Ok(tcp) => Box::pin(serve(self, tcp)).await,
-                Err(error) => warn!(%error, "a connection can't be polled and is closed"),
+                Err(error) => {
+                    limited!(LINES, "poll", warn: %error, "a connection can't be polled and is closed");
+                }
             }
         };
         life.spawn_on(task, &runtime);

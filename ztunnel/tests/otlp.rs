@@ -25,7 +25,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use opentelemetry_proto::tonic::common::v1::{AnyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::{metric, number_data_point};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
@@ -70,7 +70,12 @@ impl LogsService for Collector {
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
         for resource in request.into_inner().resource_logs {
             for record in resource.scope_logs.into_iter().flat_map(|s| s.log_records) {
-                self.lines.lock().extend(text(record.body.as_ref()));
+                let mut line = text(record.body.as_ref()).unwrap_or_default();
+                for KeyValue { key, value, .. } in record.attributes {
+                    let value = text(value.as_ref()).unwrap_or_default();
+                    line.push_str(&format!(" {key}={value}"));
+                }
+                self.lines.lock().push(line);
             }
         }
         Ok(Response::new(Default::default()))
@@ -208,9 +213,9 @@ async fn a_collector_receives_logs_metrics_and_one_trace_of_a_connection() {
     collector
         .wait_until("access log", |seen| {
             let lines = seen.lines.lock();
-            lines
-                .iter()
-                .any(|line| line.starts_with("connection closed direction=outbound"))
+            lines.iter().any(|line| {
+                line.starts_with("connection closed ") && line.contains(" direction=outbound")
+            })
         })
         .await;
     collector

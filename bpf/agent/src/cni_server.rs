@@ -14,6 +14,7 @@ use seine_cni::api::Response;
 use seine_objects::ObjectSet;
 use seine_objects::pods;
 use seine_telemetry::Readiness;
+use seine_telemetry::limited;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -21,6 +22,7 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use crate::config::Config;
+use crate::door;
 use crate::door::Door;
 use crate::keeper::Command;
 use crate::keeper::PODS;
@@ -55,7 +57,7 @@ impl CniServer {
             while connections.try_join_next().is_some() {}
             if let Err(reason) = door.admit(&connection) {
                 Metrics::count(&self.metrics.refused_peers, "cni");
-                tracing::warn!(%reason, "refused a process that came as a CNI plugin");
+                limited!(door::REFUSED, "cni", warn: %reason, "refused a process that came as a CNI plugin");
                 continue;
             }
             let server = self.clone();

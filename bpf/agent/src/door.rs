@@ -18,9 +18,13 @@ use nix::poll::PollTimeout;
 use nix::poll::poll;
 use nix::unistd::geteuid;
 use parking_lot::RwLock;
+use seine_telemetry::Lines;
 
 use crate::seqpacket::Connection;
 use crate::seqpacket::Credentials;
+
+/// The log's lines about peers that were turned away, by their socket: any process of the node may knock.
+pub(crate) static REFUSED: Lines = Lines::new();
 
 /// What a peer must be.
 #[derive(Clone, Debug, Default)]

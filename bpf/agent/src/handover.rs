@@ -20,12 +20,14 @@ use seine_proto::handover::Hello;
 use seine_proto::handover::Introduction;
 use seine_proto::handover::Peer;
 use seine_proto::handover::Role;
+use seine_telemetry::limited;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
 
+use crate::door;
 use crate::door::Door;
 use crate::keeper::Command;
 use crate::metrics::Metrics;
@@ -66,7 +68,7 @@ pub(crate) async fn serve(
                 Ok(credentials) => credentials.pid,
                 Err(reason) => {
                     Metrics::count(&metrics.refused_peers, "handover");
-                    tracing::warn!(%reason, "refused to let a process take part in a hand-over");
+                    limited!(door::REFUSED, "handover", warn: %reason, "refused to let a process take part in a hand-over");
                     return;
                 }
             };

@@ -11,8 +11,10 @@ use prost::Message;
 use seine_proto::listeners::Listener as ListenerEntry;
 use seine_proto::listeners::ListenersRequest;
 use seine_proto::listeners::ListenersResponse;
+use seine_telemetry::limited;
 use tokio::sync::watch;
 
+use crate::door;
 use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::seqpacket::Connection;
@@ -35,7 +37,7 @@ pub async fn serve(
         while connections.try_join_next().is_some() {}
         if let Err(reason) = door.admit(&connection) {
             Metrics::count(&metrics.refused_peers, "listeners");
-            tracing::warn!(%reason, "refused to hand listening sockets to a process");
+            limited!(door::REFUSED, "listeners", warn: %reason, "refused to hand listening sockets to a process");
             continue;
         }
         let served = served.clone();

@@ -32,11 +32,15 @@ use nix::sys::socket::recvmsg;
 use nix::sys::socket::sendmsg;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt;
+use seine_telemetry::Lines;
+use seine_telemetry::limited;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The most descriptors in one message; more are dropped by the kernel, and the message is refused.
 const MAX_DESCRIPTORS: usize = 16;
+
+static ACCEPT: Lines = Lines::new();
 
 /// A listening socket at a path, readable and writable for its owner alone.
 #[derive(Debug)]
@@ -96,7 +100,10 @@ impl Listener {
             match self.accept().await {
                 Ok(connection) => return connection,
                 Err(error) => {
-                    tracing::warn!(%error, path = %self.path.display(), "can't accept {whom}; trying again");
+                    limited!(
+                        ACCEPT, "accept",
+                        warn: %error, path = %self.path.display(), "can't accept {whom}; trying again"
+                    );
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

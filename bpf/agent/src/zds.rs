@@ -24,12 +24,14 @@ use seine_proto::zds::WorkloadResponse;
 use seine_proto::zds::ZdsHello;
 use seine_proto::zds::workload_request::Payload;
 use seine_proto::zds::workload_response;
+use seine_telemetry::limited;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 use tokio::time::timeout;
 
+use crate::door;
 use crate::door::Door;
 use crate::keeper::Command;
 use crate::metrics::Metrics;
@@ -90,7 +92,7 @@ pub(crate) async fn serve(
                 Ok(credentials) => credentials.pid,
                 Err(reason) => {
                     Metrics::count(&metrics.refused_peers, "ztunnel");
-                    tracing::warn!(%reason, "refused to tell a process of the node's pods");
+                    limited!(door::REFUSED, "ztunnel", warn: %reason, "refused to tell a process of the node's pods");
                     return;
                 }
             };

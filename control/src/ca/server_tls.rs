@@ -19,6 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use seine_identity::crypto_provider;
+use seine_telemetry::{Lines, limited};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -38,6 +39,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Handshakes and connections that wait to be taken; more are left in the kernel's backlog.
 const WAITING: usize = 256;
+
+static LINES: Lines = Lines::new();
 
 /// The configuration of a server whose certificate stays fresh while this lives.
 pub struct ServerTls {
@@ -138,7 +141,7 @@ async fn accept(
         let (connection, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                warn!(%error, "accept failed");
+                limited!(LINES, "accept", warn: %error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }

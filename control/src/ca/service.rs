@@ -9,8 +9,9 @@ use seine_proto::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use seine_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use seine_telemetry::{Lines, limited};
 use tonic::{Request, Response, Status};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::authority::{Authority, Issued};
 use super::csr::CsrFacts;
@@ -18,6 +19,9 @@ use crate::authn::{self, Authenticator, Caller};
 
 /// The key in a request's metadata under which a node proxy names the identity that it asks for.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
+
+/// Any pod can ask, with a token or without.
+static LINES: Lines = Lines::new();
 
 /// Which identities a node may have certificates for.
 pub trait NodeAuthorizer: Send + Sync + 'static {
@@ -137,20 +141,25 @@ impl IstioCertificateService for CertificateService {
         let caller = authn::caller(&*self.authenticator, request.metadata())
             .await
             .map_err(|error| {
-                warn!(from, reason = %error, "certificate refused: unknown caller");
+                limited!(LINES, "caller", warn: from, reason = %error, "certificate refused: unknown caller");
                 error.status()
             })?;
         match self.judge(&caller, request.get_ref()).await {
             Ok((identity, issued)) => {
-                info!(%identity, serial = issued.serial, %caller, from, "certificate issued");
+                let serial = issued.serial;
+                if self.trusted_accounts.contains(&caller.account()) {
+                    info!(%identity, serial, %caller, from, "certificate issued");
+                } else {
+                    limited!(LINES, "issued", info: %identity, serial, %caller, from, "certificate issued");
+                }
                 Ok(Response::new(IstioCertificateResponse {
                     cert_chain: issued.chain,
                 }))
             }
             Err(status) => {
-                warn!(
-                    %caller, from, code = ?status.code(), reason = status.message(),
-                    "certificate refused"
+                limited!(
+                    LINES, "request",
+                    warn: %caller, from, code = ?status.code(), reason = status.message(), "certificate refused"
                 );
                 Err(status)
             }

@@ -21,6 +21,7 @@ use seine_proto::discovery::{
         AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
     },
 };
+use seine_telemetry::{Lines, limited};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -33,6 +34,9 @@ use crate::{
 
 /// Both directions: the initial versions of 100,000 resources are about 8 MB.
 pub const MAX_MESSAGE: usize = 200 << 20;
+
+/// Any pod can ask.
+static REFUSED: Lines = Lines::new();
 
 /// Settings of the xDS server.
 #[derive(Clone, Debug)]
@@ -83,7 +87,7 @@ impl XdsServer {
         request: &Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Caller, Status> {
         let refused = |reason: &dyn std::fmt::Display| {
-            tracing::warn!(from = ?request.remote_addr(), %reason, "xDS client refused");
+            limited!(REFUSED, "client", warn: from = ?request.remote_addr(), %reason, "xDS client refused");
         };
         let caller = authn::caller(&*self.authenticator, request.metadata())
             .await

@@ -4,15 +4,21 @@
 //! error as text or JSON, and, where an OTLP endpoint is given, the same events and spans as OTLP
 //! logs and traces ([`trace`] carries a trace from process to process). Metrics live in a `prometheus_client` registry; [`otlp_metrics`] sends that
 //! registry's content to the same endpoint. [`http`] serves the admin, metrics and readiness pages.
+//! [`Lines`] limits what strangers can have written.
 
 #![forbid(unsafe_code)]
 
 pub mod http;
+mod lines;
 mod logging;
 mod otlp;
 pub mod otlp_metrics;
 mod readiness;
+mod text;
 pub mod trace;
 
+pub use lines::Lines;
 pub use logging::{LogFormat, Settings, StartError, Telemetry};
 pub use readiness::Readiness;
+#[doc(hidden)]
+pub use tracing;

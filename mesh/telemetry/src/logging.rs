@@ -10,6 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::otlp::{Otlp, OtlpError};
+use crate::text::TextFields;
 
 /// How lines on standard error look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +80,7 @@ impl Telemetry {
         let (filter, handle) = reload::Layer::new(parse(&settings.level)?);
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let lines = match settings.format {
-            LogFormat::Text => lines.with_ansi(false).boxed(),
+            LogFormat::Text => lines.with_ansi(false).fmt_fields(TextFields).boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
         let otlp = match &settings.otlp_endpoint {

@@ -8,6 +8,7 @@
 mod agent;
 mod control;
 mod dedicated;
+mod flood;
 mod goaway;
 #[path = "../support/namespace.rs"]
 mod namespace;
@@ -179,16 +180,7 @@ impl Node {
 
     /// Connects to the application as pod `shop/web` would, in a tunnel of its own.
     async fn connect(&self) -> Result<Stream, OpenError> {
-        let client = Client {
-            credentials: self.control.credentials("web"),
-            dialer: Dialer {
-                netns: self.namespace.open(),
-                mark_all: false,
-                timeout: Duration::from_secs(10),
-                keepalive: TcpKeepalive::new(),
-            },
-        };
-        client.open(self.application).await
+        Client::of(self).open(self.application).await
     }
 
     /// A connection from beginning to end.
@@ -223,6 +215,19 @@ struct Client {
 }
 
 impl Client {
+    /// Pod `shop/web`.
+    fn of(node: &Node) -> Self {
+        Self {
+            credentials: node.control.credentials("web"),
+            dialer: Dialer {
+                netns: node.namespace.open(),
+                mark_all: false,
+                timeout: Duration::from_secs(10),
+                keepalive: TcpKeepalive::new(),
+            },
+        }
+    }
+
     async fn open(self, to: SocketAddr) -> Result<Stream, OpenError> {
         let destination = "spiffe://cluster.local/ns/shop/sa/b";
         let key = Arc::new(TunnelKey {
