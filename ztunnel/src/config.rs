@@ -190,9 +190,10 @@ pub struct Config {
     /// Tunnels that a pod's peers may have, those of one address a quarter of them. Each carries 100 connections and more.
     #[arg(long, env = "SEINE_MAX_TUNNELS", default_value_t = 8_000)]
     pub max_tunnels: usize,
-    /// What the connections of a pod whose readers take nothing may hold together. Beyond it, the one that has stalled
-    /// longest is reset. Each holds at most the stream window, so that this is 512 of them; four pods that do their worst
-    /// stay below the 2 GiB of the charts.
+    /// What the connections of a pod whose readers take nothing may hold together: what came for an application, also
+    /// before it has accepted, and what waits for a tunnel whose other end is stuck. Beyond it, the one that has stalled
+    /// longest is reset. Each holds at most the stream window, or the send buffer, so that this is 512 of them; four pods
+    /// that do their worst stay below the 2 GiB of the charts.
     #[arg(long, env = "SEINE_MAX_STALLED_MEMORY", default_value = "512MiB", value_parser = size)]
     pub max_stalled_memory: NonZeroU32,
     /// Threads that move bytes; 0 is one for each core.

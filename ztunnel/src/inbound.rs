@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use seine_hbone::{Accepted, Authority, Incoming, Io, Role, ServeError, accept, copy};
+use seine_hbone::{
+    Accepted, Authority, Fault, Incoming, Io, Role, ServeError, Unanswered, accept, copy,
+};
 use seine_identity::CertificateError;
 use seine_telemetry::limited;
 use tokio::io::AsyncWriteExt;
@@ -220,10 +222,13 @@ async fn serve_stream(
     let cut = pod.life.cut().clone();
     let prepared = tokio::select! {
         prepared = prepare(&shared, &pod, local, &asked, &mut info) => prepared,
-        error = incoming.given_up() => {
-            debug!(?pod, %peer, %error, "a client gave up");
-            Err(Failure::GivenUp)
-        }
+        why = incoming.unanswered(pod.copy.memory.as_ref()) => Err(match why {
+            Unanswered::GivenUp(error) => {
+                debug!(?pod, %peer, %error, "a client gave up");
+                Failure::GivenUp
+            }
+            Unanswered::Stalled => Failure::Stalled(Fault::Upstream),
+        }),
         reason = said(&mut distrusted) => Err(Failure::Distrusted(reason)),
         () = cut.cancelled() => Err(Failure::Cut("pod")),
     };

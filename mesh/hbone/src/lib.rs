@@ -22,6 +22,7 @@ mod io;
 mod keepalive;
 mod memory;
 mod pool;
+mod queued;
 mod read_ahead;
 mod request;
 mod server;
@@ -40,7 +41,7 @@ pub use request::{
     TraceParent,
 };
 pub use server::{
-    Accepted, DrainSignal, DrainTrigger, GOAWAY_GRACE, Incoming, accept, drain, serve,
+    Accepted, DrainSignal, DrainTrigger, GOAWAY_GRACE, Incoming, Unanswered, accept, drain, serve,
 };
 pub use settings::Settings;
 pub use stream::{Reset, Stream};

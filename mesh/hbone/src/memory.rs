@@ -1,4 +1,5 @@
-//! What connections whose readers stall may hold together.
+//! What connections whose readers stall may hold together: an application that takes nothing, one that has not accepted yet,
+//! or a tunnel whose other end takes nothing.
 //!
 //! Flow control bounds what one of them holds, not how many there are. Those that share a [`Memory`], as the connections
 //! of one pod do, hold at most its size: beyond it, the one that has stalled longest is ended. Only who takes nothing at
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
 /// Who takes nothing for so long stalls.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A bound for all that share it.
 #[derive(Debug)]

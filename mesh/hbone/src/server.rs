@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Response, StatusCode};
 use seine_identity::{Clock, Credentials, Identity, PeerCertificate, PeerChain};
 use tokio::sync::watch;
@@ -24,6 +23,8 @@ use crate::baggage::Baggage;
 use crate::error::{Reason, ServeError, StreamError};
 use crate::io::Io;
 use crate::keepalive::Keepalive;
+use crate::memory::{Memory, PATIENCE, Stalling};
+use crate::queued::Queued;
 use crate::read_ahead::ReadAhead;
 use crate::request::{ConnectRequest, insert_baggage};
 use crate::settings::Settings;
@@ -98,7 +99,7 @@ pub struct Incoming {
     pub peer_identity: Identity,
     /// Where the connection comes from.
     pub peer: SocketAddr,
-    respond: h2::server::SendResponse<Bytes>,
+    respond: h2::server::SendResponse<Queued>,
     recv: h2::RecvStream,
     admitted: Admitted,
 }
@@ -124,10 +125,24 @@ impl Incoming {
         reject(&mut self.respond, status);
     }
 
-    /// Waits until the client doesn't want an answer any more. Whoever dials for long should watch
-    /// it, so that streams that are opened and reset leave nothing behind.
-    pub async fn given_up(&mut self) -> StreamError {
-        poll_fn(|cx| self.poll_given_up(cx)).await
+    /// Waits until the CONNECT has to end without an answer. Whoever dials for long should watch it, so that streams
+    /// that are opened and reset leave nothing behind, and what clients send before their answer is within `memory`.
+    pub async fn unanswered(&mut self, memory: Option<&Arc<Memory>>) -> Unanswered {
+        let mut stalling = Stalling::default();
+        // Nobody reads yet, so nothing tells of bytes that come.
+        let mut look = tokio::time::interval_at(Instant::now() + PATIENCE, PATIENCE);
+        poll_fn(|cx| {
+            if let Poll::Ready(error) = self.poll_given_up(cx) {
+                return Poll::Ready(Unanswered::GivenUp(error));
+            }
+            while look.poll_tick(cx).is_ready() {}
+            let held = self.recv.flow_control().used_capacity();
+            let held = (held > 0).then_some(|| held);
+            stalling
+                .poll(cx, memory, held)
+                .map(|()| Unanswered::Stalled)
+        })
+        .await
     }
 
     fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
@@ -136,6 +151,15 @@ impl Incoming {
             Err(error) => error.into(),
         })
     }
+}
+
+/// Why a CONNECT ends before its answer.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// The client doesn't want one any more.
+    GivenUp(StreamError),
+    /// What it has sent was more than the memory has left.
+    Stalled,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -148,7 +172,7 @@ impl std::fmt::Debug for Incoming {
     }
 }
 
-fn reject(respond: &mut h2::server::SendResponse<Bytes>, status: StatusCode) {
+fn reject(respond: &mut h2::server::SendResponse<Queued>, status: StatusCode) {
     let mut response = Response::new(());
     *response.status_mut() = status;
     // Fails only if the client has reset the stream, and then wants no answer.
@@ -304,7 +328,7 @@ where
     accepted.serve(drain, start).await
 }
 
-type Connection = h2::server::Connection<tokio_rustls::server::TlsStream<ReadAhead<Io>>, Bytes>;
+type Connection = h2::server::Connection<tokio_rustls::server::TlsStream<ReadAhead<Io>>, Queued>;
 
 async fn handshake(
     io: Io,
@@ -337,7 +361,7 @@ async fn handshake(
 
 fn start(
     request: http::Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<Bytes>,
+    mut respond: h2::server::SendResponse<Queued>,
     identity: &Identity,
     peer: SocketAddr,
     live: &Arc<AtomicUsize>,

@@ -18,18 +18,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::{Reason, StreamError};
 use crate::pool::Slot;
+use crate::queued::{Queue, Queued};
 use crate::server::Admitted;
 
 /// Bytes both ways between two proxies, for one application connection.
 ///
 /// Dropping it before both directions are finished resets it.
 pub struct Stream {
-    send: h2::SendStream<Bytes>,
+    send: h2::SendStream<Queued>,
     recv: h2::RecvStream,
     send_open: bool,
     recv_open: bool,
     /// Bytes read by `AsyncRead` of which the reader has not taken all.
     rest: Bytes,
+    queue: Queue,
     /// What counts the stream against its connection's limit; after `send` and `recv`, so that
     /// h2 has seen the end of the stream when the place becomes free.
     _place: Place,
@@ -64,13 +66,14 @@ impl Reset {
 }
 
 impl Stream {
-    pub(crate) fn new(send: h2::SendStream<Bytes>, recv: h2::RecvStream, place: Place) -> Self {
+    pub(crate) fn new(send: h2::SendStream<Queued>, recv: h2::RecvStream, place: Place) -> Self {
         Self {
             send,
             recv,
             send_open: true,
             recv_open: true,
             rest: Bytes::new(),
+            queue: Queue::default(),
             _place: place,
         }
     }
@@ -148,7 +151,13 @@ impl Stream {
         if !self.send_open {
             return Err(StreamError::Closed);
         }
+        let bytes = self.queue.add(bytes);
         self.send.send_data(bytes, false).map_err(Into::into)
+    }
+
+    /// Bytes that were sent and that the tunnel's own connection has not taken yet.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
     }
 
     /// Finishes this side's direction, after all that was sent.
@@ -157,7 +166,9 @@ impl Stream {
             return Ok(());
         }
         self.send_open = false;
-        self.send.send_data(Bytes::new(), true).map_err(Into::into)
+        self.send
+            .send_data(Queued::nothing(), true)
+            .map_err(Into::into)
     }
 
     /// Ends both directions at once; the peer's application sees a reset. What had been sent and

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use rustls::ClientConfig;
 use seine_identity::{Identity, PeerChain, PeerError, peer_identity, server_name};
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,6 +18,7 @@ use crate::error::OpenError;
 use crate::io::Io;
 use crate::keepalive::Keepalive;
 use crate::pool::TunnelKey;
+use crate::queued::Queued;
 use crate::read_ahead::ReadAhead;
 use crate::settings::Settings;
 
@@ -56,7 +56,7 @@ pub type TrustWatch = Box<dyn FnOnce(PeerChain) -> Distrusted + Send>;
 pub type Distrusted = Pin<Box<dyn Future<Output = Arc<str>> + Send>>;
 
 /// A handle to open streams with; the connection ends when all handles and streams are gone.
-pub(crate) type Handle = h2::client::SendRequest<Bytes>;
+pub(crate) type Handle = h2::client::SendRequest<Queued>;
 
 /// A tunnel that stands, and its driver, which has to be spawned.
 pub(crate) struct Tunnel<D> {
@@ -103,7 +103,7 @@ pub(crate) async fn establish(
     };
     let (handle, connection) = settings
         .client()
-        .handshake::<_, Bytes>(tls)
+        .handshake::<_, Queued>(tls)
         .await
         .map_err(protocol)?;
     let driver = drive(connection, peer, watch_trust(chain), settings);
@@ -129,7 +129,7 @@ fn check_identity(key: &TunnelKey, found: Result<Identity, PeerError>) -> Result
 }
 
 fn drive(
-    mut connection: h2::client::Connection<TlsStream<ReadAhead<Io>>, Bytes>,
+    mut connection: h2::client::Connection<TlsStream<ReadAhead<Io>>, Queued>,
     peer: std::net::SocketAddr,
     mut distrusted: Distrusted,
     settings: &Settings,

@@ -20,6 +20,9 @@ use crate::stream::{Reset, Stream};
 
 /// Pieces that one system call writes.
 const PIECES: usize = 16;
+/// So little in a tunnel's queue is not counted, so that no timer runs for a small message on its way out. It is less than the
+/// connection itself costs.
+const NEGLIGIBLE: usize = super::SMALLEST_BATCH;
 
 /// Moves bytes both ways between an application's connection and a stream, until both directions
 /// are finished or one fails.
@@ -41,7 +44,9 @@ pub fn copy<'a>(
         sending: true,
         receiving: Receiving::Open,
         watchdog: Watchdog::new(),
-        stalling: Stalling::default(),
+        reader: Stalling::default(),
+        tunnel: Stalling::default(),
+        left: 0,
         orderly: false,
     };
     async move {
@@ -62,7 +67,11 @@ struct Join<'a> {
     sending: bool,
     receiving: Receiving,
     watchdog: Watchdog,
-    stalling: Stalling,
+    /// Whether the application takes nothing.
+    reader: Stalling,
+    /// Whether the tunnel takes nothing, and how much it has taken.
+    tunnel: Stalling,
+    left: u64,
     orderly: bool,
 }
 
@@ -120,16 +129,28 @@ impl Join<'_> {
         {
             return Poll::Ready(error.into());
         }
-        let Self {
-            stalling, stream, ..
-        } = self;
-        let held = (self.held > 0).then_some(|| stream.held());
-        let memory = self.options.memory.as_ref();
-        if stalling.poll(cx, memory, held).is_ready() {
-            return Poll::Ready(Ended::Stalled(Side::First));
+        if let Poll::Ready(side) = self.poll_stalled(cx) {
+            return Poll::Ready(Ended::Stalled(side));
         }
         self.watchdog
             .poll(cx, self.options, moved, received || !self.sending)
+    }
+
+    /// Ready with the side that takes nothing, when the connection has to end for that.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Side> {
+        let memory = self.options.memory.as_ref();
+        let stream = &mut self.stream;
+        let queued = stream.queued();
+        let left = self.counters.forth() - queued as u64;
+        if left != std::mem::replace(&mut self.left, left) {
+            self.tunnel.taken();
+        }
+        let held = (self.held > 0).then_some(|| stream.held());
+        if self.reader.poll(cx, memory, held).is_ready() {
+            return Poll::Ready(Side::First);
+        }
+        let queued = (queued > NEGLIGIBLE).then_some(|| queued);
+        self.tunnel.poll(cx, memory, queued).map(|()| Side::Second)
     }
 
     /// TCP to stream.
@@ -226,7 +247,7 @@ impl Join<'_> {
             self.counters
                 .back
                 .fetch_add(written as u64, Ordering::Relaxed);
-            self.stalling.taken();
+            self.reader.taken();
             self.taken(written);
         }
     }

@@ -371,6 +371,42 @@ async fn readers_that_stall_share_a_bound_and_the_first_of_them_is_ended() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_takes_nothing_holds_no_more_than_the_bound() {
+    const BOUND: usize = 1 << 20;
+    let memory = Memory::new(BOUND);
+    let (server, mut seen) = server(Settings::default());
+    let pool = Pool::new(Settings::default());
+    let mut pairs = Vec::new();
+    for _ in 0..6 {
+        pairs.push(pair(&pool, &server, &mut seen).await);
+    }
+    server.frozen.send_replace(true);
+    let (mut copies, mut others) = (tokio::task::JoinSet::new(), Vec::new());
+    for (up, down) in pairs {
+        others.push(down);
+        let (mut client, near) = tcp_pair().await;
+        let options = CopyOptions {
+            memory: Some(Arc::clone(&memory)),
+            ..CopyOptions::default()
+        };
+        copies.spawn(async move { copy(near, up, &options, &Counters::default()).await.how });
+        // Until it is reset.
+        tokio::spawn(async move { while client.write_all(&[1; 64 << 10]).await.is_ok() {} });
+    }
+    // The send buffers of six are 3 MiB: two fit.
+    for _ in 0..4 {
+        let ended = tokio::time::timeout(Duration::from_secs(20), copies.join_next()).await;
+        let how = ended.expect("it is ended").unwrap().unwrap();
+        assert!(matches!(how, Ended::Stalled(Side::Second)), "{how:?}");
+    }
+    assert!(
+        (1..=BOUND).contains(&memory.held()),
+        "{} bytes",
+        memory.held()
+    );
+}
+
+#[tokio::test]
 async fn an_idle_connection_ends_at_its_limit_and_a_used_one_does_not() {
     for meshed in [true, false] {
         let limit = Duration::from_millis(400);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use seine_hbone::{ServeError, Settings, Stats, StreamError};
+use seine_hbone::{Memory, ServeError, Settings, Stats, StreamError, Unanswered};
 use seine_identity::testing::TestCa;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -208,11 +208,10 @@ async fn streams_opened_and_reset_without_end_leave_a_bounded_number_of_handlers
         assert!(held.len() <= 200, "more handlers than streams are allowed");
     }
     for incoming in &mut held {
-        let reason = incoming.given_up().await;
-        assert!(
-            matches!(reason, StreamError::Reset(_) | StreamError::TunnelLost(_)),
-            "{reason}"
-        );
+        let reason = incoming.unanswered(None).await;
+        let Unanswered::GivenUp(StreamError::Reset(_) | StreamError::TunnelLost(_)) = reason else {
+            panic!("{reason:?}");
+        };
     }
 }
 
@@ -242,4 +241,35 @@ async fn a_flood_of_empty_frames_does_not_grow_memory_without_bound() {
         matches!(ended, Ok(Some(Err(ServeError::Protocol { .. })))),
         "{ended:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_send_before_their_answer_is_within_a_bound() {
+    const BOUND: usize = 100 << 10;
+    let (server, mut seen) = server(Settings::default());
+    let memory = Memory::new(BOUND);
+    let mut raw = server.raw().await;
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let (response, mut send) = raw.send_request(connect("10.0.0.2:80"), false).unwrap();
+        send.send_data(Bytes::from(vec![0; 40 << 10]), false)
+            .unwrap();
+        let mut incoming = seen.incoming.recv().await.unwrap();
+        let memory = memory.clone();
+        let unanswered = tokio::spawn(async move { incoming.unanswered(Some(&memory)).await });
+        waiting.push((response, send, unanswered));
+        // So long that they stall one after the other.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let (_, _, first) = waiting.swap_remove(0);
+    let why = first.await.unwrap();
+    assert!(matches!(why, Unanswered::Stalled), "{why:?}");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(waiting.iter().all(|(_, _, later)| !later.is_finished()));
+    assert_eq!(memory.held(), 80 << 10);
+    for (_, _, later) in waiting {
+        later.abort();
+        let _ = later.await;
+    }
+    assert_eq!(memory.held(), 0);
 }

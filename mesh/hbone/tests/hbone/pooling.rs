@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use seine_hbone::{
     Connected, Connector, OpenError, Pool, ServeError, Settings, Stats, Stream, StreamError,
-    TunnelKey,
+    TunnelKey, Unanswered,
 };
 use seine_identity::Clock;
 use tokio::time::Instant;
@@ -344,7 +344,11 @@ async fn a_connect_without_an_answer_ends_at_the_limit() {
     );
     assert!(!error.retryable(), "the application may have been reached");
     let mut incoming = seen.incoming.recv().await.unwrap();
-    assert!(matches!(incoming.given_up().await, StreamError::Reset(_)));
+    let why = incoming.unanswered(None).await;
+    assert!(
+        matches!(why, Unanswered::GivenUp(StreamError::Reset(_))),
+        "{why:?}"
+    );
     assert_eq!(pool.stats().streams, 0);
 }
 

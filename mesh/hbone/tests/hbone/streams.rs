@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use seine_hbone::{
     Baggage, ConnectRequest, Forwarded, OpenError, Pool, ProxyKind, Reset, Settings, StreamError,
+    Unanswered,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -144,7 +145,11 @@ async fn an_opener_that_gives_up_is_seen_by_the_handler_that_still_dials() {
             incoming = seen.incoming.recv() => incoming.unwrap(),
         }
     };
-    assert!(matches!(incoming.given_up().await, StreamError::Reset(_)));
+    let why = incoming.unanswered(None).await;
+    assert!(
+        matches!(why, Unanswered::GivenUp(StreamError::Reset(_))),
+        "{why:?}"
+    );
     assert_eq!(pool.stats().streams, 0);
 }
 
