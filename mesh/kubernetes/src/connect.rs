@@ -30,7 +30,7 @@ pub enum ConnectError {
 ///
 /// If there is neither, or it can't be used. Nothing is sent to the API server.
 pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(path) => read(path)
             .await
             .map_err(|source| ConnectError::Kubeconfig {
@@ -39,10 +39,57 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
             })?,
         None => Config::incluster()?,
     };
+    // Who asks backs off by itself. The client would ask again 15 times below that, from 5 ms on, and say nothing of it:
+    // a storm at a server that fails, and an error that is known minutes later.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 
 async fn read(path: &Path) -> Result<Config, KubeconfigError> {
     let kubeconfig = Kubeconfig::read_from(path)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Namespace;
+    use kube::Api;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_one_request_also_where_the_server_fails() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        let address = server.local_addr().unwrap();
+        let text = format!(
+            r#"{{"clusters": [{{"name": "x", "cluster": {{"server": "http://{address}"}}}}],
+                "contexts": [{{"name": "x", "context": {{"cluster": "x", "user": "x"}}}}],
+                "users": [{{"name": "x", "user": {{}}}}], "current-context": "x"}}"#
+        );
+        std::fs::write(&kubeconfig, text).unwrap();
+        let client = client(Some(&kubeconfig)).await.unwrap();
+        let asking =
+            tokio::spawn(
+                async move { Api::<Namespace>::all(client).get("shop").await.unwrap_err() },
+            );
+        let (mut connection, _) = server.accept().await.unwrap();
+        let (mut asked, mut piece) = (Vec::new(), [0; 1024]);
+        while !asked.ends_with(b"\r\n\r\n") {
+            let read = connection.read(&mut piece).await.unwrap();
+            asked.extend_from_slice(&piece[..read]);
+        }
+        let answer =
+            b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        connection.write_all(answer).await.unwrap();
+        drop(connection);
+        let again = server.accept();
+        tokio::select! {
+            _ = again => panic!("it asked again"),
+            error = asking => drop(error.unwrap()),
+        }
+    }
 }

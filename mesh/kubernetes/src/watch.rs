@@ -208,3 +208,36 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_fails_is_asked_less_and_less_often() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = requests.clone();
+        let service = tower::service_fn(move |_: Request<Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async {
+                let mut answer = Response::new(Body::empty());
+                *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let client = Client::new(service, "default");
+        let (reports, _reported) = tokio::sync::mpsc::channel(16);
+        let following = follow(client, Kind::Namespace, None, reports);
+        let _ = timeout(Duration::from_secs(120), following).await;
+        let requests = requests.load(Ordering::Relaxed);
+        // After 0.8, 1.6, 3.2 s and so on to 30, each with its jitter.
+        assert!((4..=16).contains(&requests), "{requests} in two minutes");
+    }
+}
