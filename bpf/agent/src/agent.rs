@@ -52,6 +52,13 @@ pub const LISTENERS_SOCKET: &str = "listeners.sock";
 pub const HANDOVER_SOCKET: &str = "handover.sock";
 /// Socket for the CNI plugin.
 pub const CNI_SOCKET: &str = "cni.sock";
+/// All of them.
+pub(crate) const SOCKETS: [&str; 4] = [
+    ZTUNNEL_SOCKET,
+    LISTENERS_SOCKET,
+    HANDOVER_SOCKET,
+    CNI_SOCKET,
+];
 /// What the CNI plugin reads while the agent is away, also after a restart of the node: in the state
 /// folder.
 pub const LAST_KNOWN_FILE: &str = "last-known.json";

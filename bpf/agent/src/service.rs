@@ -15,16 +15,14 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::Agent;
-use crate::CNI_SOCKET;
 use crate::Config;
 use crate::LAST_KNOWN_FILE;
-use crate::LISTENERS_SOCKET;
 use crate::Redirector;
 use crate::StartError;
 use crate::StateLock;
 use crate::UninstallError;
-use crate::ZTUNNEL_SOCKET;
 use crate::admin;
+use crate::agent::SOCKETS;
 use crate::cluster::ClusterSettings;
 use crate::cluster::Reports;
 use crate::cluster::uninstall;
@@ -237,8 +235,7 @@ async fn leave(
         }
         tokio::time::sleep(RETRY).await;
     }
-    let sockets = [ZTUNNEL_SOCKET, LISTENERS_SOCKET, CNI_SOCKET];
-    let files = sockets.map(|name| config.run_dir.join(name));
+    let files = SOCKETS.map(|name| config.run_dir.join(name));
     for path in files
         .into_iter()
         .chain([config.state_dir.join(LAST_KNOWN_FILE)])
