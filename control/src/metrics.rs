@@ -99,6 +99,7 @@ pub fn registry(facts: &Facts<'_>) -> Registry {
     for (kind, name) in [
         (ResourceType::Address, "address"),
         (ResourceType::Authorization, "authorization"),
+        (ResourceType::Route, "route"),
     ] {
         let count = snapshot.of(kind).len() as u64;
         resources

@@ -29,6 +29,8 @@ pub struct Model {
     pub findings: Findings,
     /// Node, namespace and service account of each unfinished pod in the mesh.
     accounts: HashSet<(String, String, String)>,
+    /// Service accounts (`namespace/name`) of waypoints.
+    waypoints: HashSet<String>,
     /// How long the translation took.
     pub took: Duration,
 }
@@ -61,14 +63,25 @@ impl Model {
             .next(&resources, settings)
             .unwrap_or_else(|| self.snapshot.clone());
         let accounts = accounts(&objects, settings);
+        let waypoints = objects.gateways.iter();
+        let waypoints = waypoints
+            .filter(|(_, gateway)| gateway.is_waypoint())
+            .map(|(key, _)| key.to_string())
+            .collect();
         let findings = resources.findings;
         Self {
             objects,
             snapshot,
             findings,
             accounts,
+            waypoints,
             took: start.elapsed(),
         }
+    }
+
+    /// Whether a Gateway that is a waypoint has this service account.
+    pub fn is_waypoint(&self, account: &str) -> bool {
+        self.waypoints.contains(account)
     }
 
     /// Whether an unfinished pod in the mesh with this service account is on the node.
@@ -176,6 +189,23 @@ mod tests {
         let (set, problems) = ObjectSet::from_yaml(&(0..services).map(service).collect::<String>());
         assert_eq!(problems, []);
         Arc::new(set)
+    }
+
+    #[test]
+    fn a_waypoints_account_is_that_of_a_gateway_of_our_class() {
+        let gateway = |name: &str, class: &str| {
+            format!(
+                "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{gatewayClassName: {class}, listeners: []}}\n"
+            )
+        };
+        let yaml = gateway("wp", "seine-waypoint") + &gateway("other", "istio-waypoint");
+        let (set, problems) = ObjectSet::from_yaml(&yaml);
+        assert_eq!(problems, []);
+        let model = Model::default().next(Arc::new(set), &Settings::default());
+        assert!(model.is_waypoint("shop/wp"));
+        for other in ["shop/other", "other/wp", "wp"] {
+            assert!(!model.is_waypoint(other), "{other}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ type Found = BTreeMap<ObjectKey, PolicyFinding>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `HTTPRoute`, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -48,7 +48,7 @@ pub struct Condition {
     pub observed_generation: Option<i64>,
 }
 
-/// Conditions of every policy, of every invalid object, of every pod that opted in and can't be
+/// Conditions of every policy, of every route that is not obeyed in full, of every invalid object, of every pod that opted in and can't be
 /// enrolled, and of every NetworkPolicy that cuts pods in the mesh off from one another.
 pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut report = Vec::new();
@@ -73,6 +73,13 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
     for (key, policy) in &objects.peer_authentications {
         let found = &findings.peer_authentications;
         add(Kind::PeerAuthentication, key, &policy.metadata, found);
+    }
+    for (key, notes) in &model.findings.routes {
+        let route = model.objects.http_routes.get(key);
+        let generation = route.and_then(|route| route.metadata.generation);
+        let message = notes.join("; ");
+        let condition = condition("Programmed", false, "NotObeyed", message, generation);
+        report.push(status(&Kind::HttpRoute.to_string(), key, vec![condition]));
     }
     for (key, refusal) in &model.findings.refused_pods {
         let message = refusal.to_string();

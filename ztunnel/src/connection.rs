@@ -71,8 +71,10 @@ pub struct ConnectionInfo {
     pub service: Option<Arc<Service>>,
     /// It goes through a waypoint of the destination.
     pub through_waypoint: bool,
-    /// For whom a waypoint asks, as it says.
+    /// For whom a waypoint asks, as it says. Of anybody else this is forgotten with the verdict.
     pub on_behalf_of: Option<Identity>,
+    /// The address of whom a waypoint asks for; the same.
+    pub first_address: Option<SocketAddr>,
     /// What the verdict was based on; inbound only.
     pub because: Option<Reason>,
     /// When it was accepted.
@@ -101,10 +103,18 @@ impl ConnectionInfo {
             service: None,
             through_waypoint: false,
             on_behalf_of: None,
+            first_address: None,
             because: None,
             began: Instant::now(),
             span: Span::none(),
         }
+    }
+}
+
+impl ConnectionInfo {
+    /// The client's address as the application is to see it: not the waypoint's that is in between.
+    pub fn first_client(&self) -> SocketAddr {
+        self.first_address.unwrap_or(self.client)
     }
 }
 

@@ -14,7 +14,9 @@ use seine_hbone::{
     Accepted, Authority, Fault, Incoming, Io, Role, ServeError, Unanswered, accept, copy,
 };
 use seine_identity::CertificateError;
+use seine_policy::{Decision, Reason};
 use seine_telemetry::limited;
+use seine_workload::Workload;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -217,6 +219,7 @@ async fn serve_stream(
         workload: pod.workload(&shared),
     };
     info.on_behalf_of = incoming.request.first_client.clone();
+    info.first_address = forwarded.client.map(unmapped);
 
     let since_verdict = shared.store.policies_changed();
     let cut = pod.life.cut().clone();
@@ -307,6 +310,11 @@ async fn prepare(
         return Err(Failure::OwnAddress(destination));
     }
     let decision = judge(shared, pod, Subject::of(info)).await;
+    let bound = |workload: Arc<Workload>| workload.bound_to(destination.port()).is_some();
+    if !pod.workload(shared).is_some_and(bound) || is_bypass(&decision) {
+        // Nobody's word but a waypoint's: neither for the log nor for the application.
+        (info.on_behalf_of, info.first_address) = (None, None);
+    }
     shared.telemetry.on_verdict(info, &decision);
     info.because = Some(decision.because.clone());
     if !decision.allowed {
@@ -314,6 +322,11 @@ async fn prepare(
     }
     let application = reach(shared, pod, destination, info).await?;
     Ok((application, slot))
+}
+
+/// Whether somebody else than the port's waypoint asks.
+fn is_bypass(decision: &Decision) -> bool {
+    matches!(decision.because, Reason::BoundToWaypoint { .. })
 }
 
 /// Connects to the application, or to where it takes the PROXY protocol, and tells it then who its client is.
@@ -334,10 +347,11 @@ async fn reach(
         return Err(Failure::OwnAddress(to));
     }
     info.upstream = Some(to);
-    let mut application = dial_application(shared, pod, info.client, to).await?;
+    let client = info.first_client();
+    let mut application = dial_application(shared, pod, client, to).await?;
     if tunnel.is_some() {
-        let identity = info.source.identity.as_ref();
-        let header = proxy_protocol::header(info.client, destination, identity);
+        let identity = info.on_behalf_of.as_ref().or(info.source.identity.as_ref());
+        let header = proxy_protocol::header(client, destination, identity);
         let written = application.write_all(&header).await;
         written.map_err(|source| Failure::Connect { to, source })?;
     }

@@ -25,7 +25,7 @@ const ROUND: Duration = Duration::from_millis(20);
 /// Who wants to connect, from where, to which address and port of the pod.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
-    /// The client's address.
+    /// The address that the connection comes from.
     pub client: SocketAddr,
     /// The pod's address and the application's port.
     pub destination: SocketAddr,
@@ -33,6 +33,8 @@ pub struct Subject<'a> {
     pub peer: Option<&'a Identity>,
     /// For whom a waypoint says it asks. Honoured only from the waypoint that is bound to the port.
     pub on_behalf_of: Option<&'a Identity>,
+    /// The address of that one; the same.
+    pub first_address: Option<SocketAddr>,
 }
 
 impl<'a> Subject<'a> {
@@ -43,6 +45,7 @@ impl<'a> Subject<'a> {
             destination: info.original,
             peer: info.source.identity.as_ref(),
             on_behalf_of: info.on_behalf_of.as_ref(),
+            first_address: info.first_address,
         }
     }
 }
@@ -86,17 +89,21 @@ pub fn judge_now(
     {
         return Ok(Decision::bound_to_waypoint(port));
     }
-    let identity = if bound {
-        subject.on_behalf_of.or(subject.peer)
+    let (client, identity) = if bound {
+        (
+            subject.first_address.unwrap_or(subject.client),
+            subject.on_behalf_of.or(subject.peer),
+        )
     } else {
-        subject.peer
+        (subject.client, subject.peer)
     };
     match shared.store.policies_for(&workload.uid) {
         Applicable::Ready(policies) => {
             let connection = Connection {
-                source: subject.client,
+                source: client,
                 destination: subject.destination,
                 identity,
+                request: None,
             };
             Ok(verdict(&policies, &connection))
         }

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
+use prost::Message as _;
 use seine_hbone::{
-    Authority, ConnectRequest, Connected, Connector, Io, OpenError, Pool, Settings, Stream,
-    TunnelKey,
+    Authority, ConnectRequest, Connected, Connector, Forwarded, Io, OpenError, Pool, Settings,
+    Stream, TunnelKey,
 };
 use seine_identity::testing::{TestCa, TestLeaf};
 use seine_identity::{Clock, Credentials};
+use seine_proto::extensions::{BoundPort, WorkloadExtension};
+use seine_proto::workload::Extension;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -257,6 +260,72 @@ async fn a_first_client_named_by_anyone_but_the_bound_waypoint_counts_for_nothin
     assert_eq!(status(as_a(&mesh).ask(&mesh, &pod, claiming()).await), 401);
     pod.apply(&[only("a")], &[]);
     assert_eq!(status(as_a(&mesh).ask(&mesh, &pod, claiming()).await), 200);
+}
+
+/// The twin of the test above: the same header by the waypoint that the port is bound to, and by its identity from
+/// elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bound_port_admits_its_waypoint_alone_and_judges_whom_that_asks_for() {
+    let mesh = Mesh::new();
+    let (pod, application) = server(&mesh).await;
+    let bound = WorkloadExtension {
+        bound_ports: vec![BoundPort {
+            target_port: application.port().into(),
+            waypoint_identities: vec![mesh.ca.identity("shop", "a").to_string()],
+        }],
+        ..WorkloadExtension::default()
+    };
+    let workload = workload_of("b", mesh.ip(2), true, |workload| {
+        workload.extensions = vec![Extension {
+            name: "seine.dev/workload".into(),
+            config: Some(prost_types::Any {
+                type_url: "type.googleapis.com/seine.workload.v1.WorkloadExtension".into(),
+                value: bound.encode_to_vec(),
+            }),
+        }];
+    });
+    assert_eq!(pod.shared.store.apply_addresses(&[workload], &[]), []);
+    let only_admin_from_9 = seine_proto::security::Match {
+        principals: vec![string(
+            seine_proto::security::string_match::MatchType::Exact(
+                "cluster.local/ns/shop/sa/admin".into(),
+            ),
+        )],
+        source_ips: vec![seine_proto::security::Address {
+            address: vec![10, 9, 9, 9],
+            length: 32,
+        }],
+        ..Default::default()
+    };
+    pod.apply(&[policy("only", false, false, only_admin_from_9)], &[]);
+    let claiming = |who: &str, from: &str| ConnectRequest {
+        first_client: Some(mesh.ca.identity("shop", who)),
+        forwarded: Some(Forwarded {
+            client: Some(from.parse().unwrap()),
+            host: None,
+        }),
+        ..ConnectRequest::new(application)
+    };
+    let good = || claiming("admin", "10.9.9.9:4711");
+    assert_eq!(status(as_a(&mesh).ask(&mesh, &pod, good()).await), 200);
+    for other in [
+        claiming("web", "10.9.9.9:4711"),
+        claiming("admin", "10.9.9.8:4711"),
+        ConnectRequest::new(application),
+    ] {
+        assert_eq!(status(as_a(&mesh).ask(&mesh, &pod, other).await), 401);
+    }
+    // The waypoint's identity at an address that is not the waypoint's, and another identity at its address.
+    let elsewhere = Client {
+        from: mesh.ip(3),
+        ..as_a(&mesh)
+    };
+    assert_eq!(status(elsewhere.ask(&mesh, &pod, good()).await), 401);
+    let another = Client {
+        credentials: mesh.ca.credentials("shop", "admin"),
+        from: mesh.ip(1),
+    };
+    assert_eq!(status(another.ask(&mesh, &pod, good()).await), 401);
 }
 
 const SHORT: Duration = Duration::from_secs(2);

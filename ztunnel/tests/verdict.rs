@@ -198,6 +198,7 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
                         source: SocketAddr::new(facts.source, 40000),
                         destination: server,
                         identity: identity.as_ref(),
+                        request: None,
                     },
                 );
                 assert_eq!(

@@ -245,6 +245,7 @@ impl World {
                         source: SocketAddr::new(source.address, CLIENT_PORT),
                         destination: address,
                         identity,
+                        request: None,
                     };
                     let explained = explain(&policies, &connection);
                     let steps = explained.steps.iter();

@@ -95,6 +95,7 @@ impl Mesh {
             source: (address.parse::<std::net::IpAddr>().unwrap(), 40000).into(),
             destination: (ip.parse::<std::net::IpAddr>().unwrap(), port).into(),
             identity: identity.as_ref(),
+            request: None,
         };
         verdict(&policies, &connection).allowed
     }

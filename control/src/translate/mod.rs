@@ -8,7 +8,10 @@ mod endpoints;
 mod istio;
 mod mesh_tls;
 mod policy;
+mod request;
+mod route;
 mod service;
+mod waypoint;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,10 +22,11 @@ use seine_objects::{
     pods,
     policy::ROOT_NAMESPACE,
 };
-use seine_proto::security::Authorization;
+use seine_proto::{security::Authorization, waypoint::RouteRule};
 
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
 pub use policy::AUTHORIZATION_EXTENSION;
+pub use request::REQUEST_EXTENSION;
 pub use service::SERVICE_EXTENSION;
 
 /// What the translation needs to know beside the objects.
@@ -74,6 +78,8 @@ pub struct Resources {
     pub services: BTreeMap<String, seine_proto::workload::Service>,
     /// By `namespace/name`.
     pub authorizations: BTreeMap<String, Authorization>,
+    /// Rules of routes, by `kind/namespace/name/index`.
+    pub routes: BTreeMap<String, RouteRule>,
     /// What users should know about their objects.
     pub findings: Findings,
 }
@@ -83,6 +89,8 @@ pub struct Resources {
 pub struct Findings {
     /// By the policy.
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
+    /// By the `HTTPRoute`: what to know about it, each as a sentence.
+    pub routes: BTreeMap<ObjectKey, Vec<String>>,
     /// By the `MeshTLS`.
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
     /// By Istio's policy.
@@ -128,10 +136,12 @@ pub struct PolicyFinding {
 /// Translates everything.
 pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     let mut resources = Resources::default();
-    let services = service::translate(objects, settings);
+    let mut services = service::translate(objects, settings);
     let pods = workload::translate(objects, &services, settings, &mut resources);
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
-    policy::translate(objects, &services, &pods, settings, &mut resources);
+    policy::translate(objects, &mut services, &pods, settings, &mut resources);
+    route::translate(objects, &services, settings, &mut resources);
+    waypoint::bind(&mut services, &pods, settings, &mut resources);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
     resources.findings.network_policies = network_policies(objects, settings);
     for workload in resources.workloads.values_mut() {
@@ -179,3 +189,5 @@ mod istio_tests;
 mod policy_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waypoint_tests;

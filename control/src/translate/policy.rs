@@ -7,7 +7,7 @@
 //! A policy that is attached to services is about the ports that they lead to, which differ from pod
 //! to pod: it is one resource for each set of ports. And what an `Allow` is not about it must not
 //! deny, as on the wire every `Allow` does: on the ports of a pod that only attached ones are about, one
-//! more `Allow` lets everyone to the others.
+//! more `Allow` lets everyone to the others. Where such a service is bound to a waypoint, see [`super::request`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use seine_proto::{
     security::{self, Address, Authorization, Clause, Extension, Match, Scope, StringMatch},
 };
 
-use super::{PolicyFinding, Resources, Settings, any, istio, service, workload::Pods};
+use super::{PolicyFinding, Resources, Settings, any, istio, request, service, workload::Pods};
 use crate::{ip_bytes, translate::workload::TranslatedPod};
 
 /// Name of the extension that carries [`AuthorizationExtension`].
@@ -46,7 +46,7 @@ pub(super) struct Lowered<'a> {
 /// Adds every policy, and its name to the workloads that it selects.
 pub(super) fn translate(
     objects: &ObjectSet,
-    services: &BTreeMap<ObjectKey, service::Translated>,
+    services: &mut BTreeMap<ObjectKey, service::Translated>,
     pods: &Pods,
     settings: &Settings,
     resources: &mut Resources,
@@ -54,7 +54,9 @@ pub(super) fn translate(
     // By the pod's uid: the ports that the Allows are about; `None`: all of them.
     let mut allowed = BTreeMap::new();
     for (key, policy) in &objects.authorization_policies {
-        let lowered = lower(key, policy, services, settings);
+        let at_waypoints = request::translate(key, policy, services, settings, resources);
+        let mut lowered = lower(key, policy, services, settings);
+        lowered.finding.resources = at_waypoints;
         let finding = place(lowered, pods, &mut allowed, resources);
         let findings = &mut resources.findings.authorization_policies;
         findings.insert(key.clone(), finding);
@@ -107,8 +109,8 @@ fn place<'p>(
         }
         pods_by_ports.entry(ports).or_default().push(&pod.uid);
     }
-    if pods_by_ports.is_empty() {
-        // Of no pod yet.
+    // Of no pod yet, unless waypoints alone enforce it.
+    if pods_by_ports.is_empty() && finding.resources.is_empty() {
         pods_by_ports.insert(target.of_nothing(), Vec::new());
     }
     let many = pods_by_ports.len() > 1;
@@ -279,10 +281,12 @@ fn lower<'a>(
 ) -> Lowered<'a> {
     let spec = &policy.spec;
     let mut finding = PolicyFinding::default();
-    let mut found = Vec::new();
+    let (mut found, mut bound) = (Vec::new(), false);
     for target in &spec.target_refs {
         let service = services.get(&ObjectKey::new(&key.namespace, &target.name));
         match (target.group.as_str(), target.kind.as_str(), service) {
+            // Its waypoint enforces it, and whoever reaches the pods came from there.
+            ("" | "core", "Service", Some(service)) if service.waypoint.is_some() => bound = true,
             ("" | "core", "Service", Some(service)) => {
                 found.push(service);
             }
@@ -312,6 +316,10 @@ fn lower<'a>(
             clauses.extend(to.iter().cloned());
             rules.push(security::Rule { clauses });
         }
+    }
+    if bound && found.is_empty() {
+        // Where all of it is at waypoints, all of it is enforced.
+        finding.unenforced.clear();
     }
     Lowered {
         key,
@@ -374,7 +382,7 @@ fn operations(operations: &[Operation], action: Action) -> Option<Vec<Clause>> {
     Some(vec![Clause { matches }])
 }
 
-fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
+pub(super) fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
     let principal = |text: &String| string_match(text.strip_prefix("spiffe://").unwrap_or(text));
     let account = |text: &String| {
         let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));

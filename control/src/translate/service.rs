@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use prost::Message as _;
 use seine_objects::{
     ObjectKey, ObjectSet,
+    gateway::{self, WAYPOINT_PORT},
     k8s_openapi::{
         api::core::v1::{Container, Pod, Service, ServicePort, ServiceSpec},
         apimachinery::pkg::util::intstr::IntOrString,
@@ -13,7 +14,8 @@ use seine_objects::{
 use seine_proto::{
     extensions::ServiceExtension,
     workload::{
-        AppProtocol, Extension, IpFamilies, LoadBalancing, NetworkAddress, Port, PortList,
+        AppProtocol, Extension, GatewayAddress, IpFamilies, LoadBalancing, NamespacedHostname,
+        NetworkAddress, Port, PortList, gateway_address,
         load_balancing::{HealthPolicy, Mode, Scope},
     },
 };
@@ -29,6 +31,10 @@ pub(super) struct Translated {
     /// `namespace/hostname`.
     pub(super) key: String,
     pub(super) object: Arc<Service>,
+    /// The name of its waypoint, in its own namespace.
+    pub(super) waypoint: Option<String>,
+    /// Names of the policies that its waypoint enforces.
+    pub(super) policies: Vec<String>,
     pub(super) message: seine_proto::workload::Service,
 }
 
@@ -43,7 +49,9 @@ pub(super) fn translate(
         if spec.type_.as_deref() == Some("ExternalName") {
             continue;
         }
-        let hostname = format!("{}.{}.svc.{}", key.name, key.namespace, settings.dns_domain);
+        let hostname = hostname(key, settings);
+        let namespace = objects.namespace(&key.namespace);
+        let waypoint = gateway::waypoint_of(namespace, object, &settings.enrolment);
         let message = seine_proto::workload::Service {
             name: key.name.clone(),
             namespace: key.namespace.clone(),
@@ -51,7 +59,7 @@ pub(super) fn translate(
             ports: tcp_ports(spec).filter_map(service_port).collect(),
             load_balancing: load_balancing(spec),
             ip_families: ip_families(spec).into(),
-            extensions: extension(spec).into_iter().collect(),
+            waypoint: waypoint.map(|name| waypoint_address(&key.namespace, name, settings)),
             canonical: true,
             hostname: hostname.clone(),
             ..Default::default()
@@ -62,11 +70,29 @@ pub(super) fn translate(
             Translated {
                 key: wire_key,
                 object: object.clone(),
+                waypoint: waypoint.map(str::to_owned),
+                policies: Vec::new(),
                 message,
             },
         );
     }
     translated
+}
+
+/// The full DNS name of a service.
+pub(super) fn hostname(key: &ObjectKey, settings: &Settings) -> String {
+    format!("{}.{}.svc.{}", key.name, key.namespace, settings.dns_domain)
+}
+
+fn waypoint_address(namespace: &str, name: &str, settings: &Settings) -> GatewayAddress {
+    let destination = NamespacedHostname {
+        namespace: namespace.into(),
+        hostname: hostname(&ObjectKey::new(namespace, name), settings),
+    };
+    GatewayAddress {
+        destination: Some(gateway_address::Destination::Hostname(destination)),
+        hbone_mtls_port: WAYPOINT_PORT.into(),
+    }
 }
 
 /// Whether the service's selector selects the pod. A service without one selects nothing.
@@ -248,24 +274,29 @@ fn load_balancing(spec: &ServiceSpec) -> Option<LoadBalancing> {
     })
 }
 
-fn extension(spec: &ServiceSpec) -> Option<Extension> {
+/// What only we say of a service: with the policies of its waypoint, which are known last.
+pub(super) fn extension(service: &Translated) -> Option<Extension> {
+    let spec = service.object.spec.as_ref()?;
     let names: BTreeMap<u32, String> = tcp_ports(spec)
         .filter_map(|port| Some((service_port(port)?.service_port, port.name.clone()?)))
         .collect();
-    if names.is_empty() {
+    if names.is_empty() && service.policies.is_empty() {
         return None;
     }
     // One message for each entry, one after the other: that is the encoding of their merger, and
     // unlike that of a map it has an order.
-    let value = names
-        .into_iter()
-        .flat_map(|entry| {
-            ServiceExtension {
-                port_names: [entry].into_iter().collect(),
-            }
-            .encode_to_vec()
-        })
-        .collect();
+    let names = names.into_iter().flat_map(|entry| {
+        ServiceExtension {
+            port_names: [entry].into_iter().collect(),
+            policies: Vec::new(),
+        }
+        .encode_to_vec()
+    });
+    let policies = ServiceExtension {
+        policies: service.policies.clone(),
+        ..Default::default()
+    };
+    let value = names.chain(policies.encode_to_vec()).collect();
     let type_url = "type.googleapis.com/seine.workload.v1.ServiceExtension".to_owned();
     Some(Extension {
         name: SERVICE_EXTENSION.into(),

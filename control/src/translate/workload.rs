@@ -12,7 +12,7 @@ use seine_objects::{
     pods,
 };
 use seine_proto::{
-    extensions::WorkloadExtension,
+    extensions::{BoundPort, WorkloadExtension},
     workload::{
         Extension, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
     },
@@ -164,7 +164,6 @@ fn pod(
             true => NetworkMode::HostNetwork.into(),
             false => NetworkMode::Standard.into(),
         },
-        extensions: extension(object).into_iter().collect(),
         ..Default::default()
     }
 }
@@ -220,16 +219,17 @@ pub(super) fn locality(node: &Node) -> Option<Locality> {
     (locality != Locality::default()).then_some(locality)
 }
 
-fn extension(pod: &Pod) -> Option<Extension> {
+/// What only we say of a workload: with the ports that waypoints alone may reach, which are known last.
+pub(super) fn extension(pod: &Pod, bound_ports: Vec<BoundPort>) -> Option<Extension> {
     let spec = pod.spec.as_ref()?;
     let annotations = pod.metadata.annotations.as_ref();
     let extension = WorkloadExtension {
+        bound_ports,
         pod_hostname: spec.hostname.clone().unwrap_or_default(),
         pod_subdomain: spec.subdomain.clone().unwrap_or_default(),
         dns_opt_out: annotations
             .and_then(|annotations| annotations.get(DNS_ANNOTATION))
             .is_some_and(|value| value == "false"),
-        ..Default::default()
     };
     (extension != WorkloadExtension::default()).then(|| Extension {
         name: WORKLOAD_EXTENSION.into(),

@@ -137,11 +137,12 @@ impl Client {
             // Still waiting for its answer to an earlier push while there is a newer one to make.
             policies_behind = sent.is_none() && stream.has_updates(snapshot);
         }
-        if sent.is_none() && !policies_behind {
-            let stream = self.streams.get_mut(&ResourceType::Address);
-            sent = stream.and_then(|stream| {
-                stream.respond(ResourceType::Address, snapshot, node, &nonce, true)
-            });
+        if !policies_behind {
+            for kind in [ResourceType::Route, ResourceType::Address] {
+                let stream = self.streams.get_mut(&kind).filter(|_| sent.is_none());
+                sent = sent
+                    .or_else(|| stream.and_then(|s| s.respond(kind, snapshot, node, &nonce, true)));
+            }
         }
         self.nonces += u64::from(sent.is_some());
         sent
@@ -404,7 +405,7 @@ impl TypeStream {
         for subscription in &self.subscriptions {
             let found = match kind {
                 ResourceType::Address => snapshot.resolve(subscription),
-                ResourceType::Authorization => resources
+                ResourceType::Authorization | ResourceType::Route => resources
                     .get(subscription)
                     .map(|found| &found.name)
                     .into_iter()

@@ -17,18 +17,21 @@ pub use snapshot::{Snapshot, TypeResources};
 pub enum ResourceType {
     /// Policies; they are sent first, since workloads name them.
     Authorization,
+    /// Rules of routes, for waypoints.
+    Route,
     /// Workloads and services.
     Address,
 }
 
 impl ResourceType {
-    /// Both, in the order of sending.
-    pub const ALL: [Self; 2] = [Self::Authorization, Self::Address];
+    /// All, in the order of sending.
+    pub const ALL: [Self; 3] = [Self::Authorization, Self::Route, Self::Address];
 
     /// The type's URL on the wire.
     pub fn url(self) -> &'static str {
         match self {
             Self::Authorization => seine_proto::AUTHORIZATION_TYPE,
+            Self::Route => seine_proto::ROUTE_RULE_TYPE,
             Self::Address => seine_proto::ADDRESS_TYPE,
         }
     }

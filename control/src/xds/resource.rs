@@ -9,6 +9,7 @@ use prost::Message as _;
 use seine_proto::{
     discovery,
     security::Authorization,
+    waypoint::RouteRule,
     workload::{self, Service, Workload},
 };
 
@@ -94,14 +95,23 @@ impl Resource {
 
     /// A policy under its key.
     pub fn authorization(key: &str, authorization: &Authorization) -> Self {
-        let body = authorization.encode_to_vec();
+        Self::of_one_name(ResourceType::Authorization, key, authorization)
+    }
+
+    /// A route's rule under its name.
+    pub fn route(name: &str, rule: &RouteRule) -> Self {
+        Self::of_one_name(ResourceType::Route, name, rule)
+    }
+
+    fn of_one_name(kind: ResourceType, name: &str, message: &impl prost::Message) -> Self {
+        let body = message.encode_to_vec();
         Self {
-            name: key.into(),
+            name: name.into(),
             version: version(&body),
             aliases: Vec::new(),
             node: String::new(),
             services: Vec::new(),
-            kind: ResourceType::Authorization,
+            kind,
             body,
         }
     }

@@ -41,7 +41,7 @@ static REFUSED: Lines = Lines::new();
 /// Settings of the xDS server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Service accounts (`namespace/name`) that may read the configuration.
+    /// Service accounts (`namespace/name`) that may read the configuration, beside those of waypoints.
     pub trusted_accounts: Vec<String>,
     /// A stream is closed after this time, so that its client shows a fresh token. It resumes with
     /// the versions that it holds.
@@ -93,7 +93,10 @@ impl XdsServer {
             .await
             .inspect_err(|error| refused(error))
             .map_err(|error| error.status())?;
-        if !self.options.trusted_accounts.contains(&caller.account()) {
+        let account = caller.account();
+        if !self.options.trusted_accounts.contains(&account)
+            && !self.models.borrow().is_waypoint(&account)
+        {
             let reason = format!(
                 "service account {} may not read the mesh's configuration",
                 caller.account()

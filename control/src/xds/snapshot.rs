@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Policies.
     pub authorizations: TypeResources,
+    /// Rules of routes.
+    pub routes: TypeResources,
     /// Workloads and services.
     pub addresses: TypeResources,
     index: Arc<AddressIndex>,
@@ -57,7 +59,12 @@ impl Snapshot {
         let generation = self.generation + 1;
         let (addresses, changed) = self.addresses.next(generation, workloads.chain(services));
         let (authorizations, policies_changed) = self.authorizations.next(generation, policies);
-        if !changed && !policies_changed && self.generation > 0 {
+        let routes = resources
+            .routes
+            .iter()
+            .map(|(name, rule)| Resource::route(name, rule));
+        let (routes, routes_changed) = self.routes.next(generation, routes);
+        if !changed && !policies_changed && !routes_changed && self.generation > 0 {
             return None;
         }
         let index = match changed {
@@ -67,6 +74,7 @@ impl Snapshot {
         Some(Self {
             generation,
             authorizations,
+            routes,
             addresses,
             index,
         })
@@ -76,6 +84,7 @@ impl Snapshot {
     pub fn of(&self, kind: ResourceType) -> &TypeResources {
         match kind {
             ResourceType::Authorization => &self.authorizations,
+            ResourceType::Route => &self.routes,
             ResourceType::Address => &self.addresses,
         }
     }

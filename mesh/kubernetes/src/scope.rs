@@ -7,9 +7,8 @@ use k8s_openapi::api::{
     node::v1::RuntimeClass,
 };
 use kube::api::{ApiResource, GroupVersionKind};
-use seine_objects::Kind;
-use seine_objects::istio;
 use seine_objects::policy::{AuthorizationPolicy, MeshTls};
+use seine_objects::{Kind, gateway, istio};
 
 /// Which objects a source watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,11 +62,18 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
         Kind::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
         Kind::RuntimeClass => ApiResource::erase::<RuntimeClass>(&()),
+        Kind::Gateway => of_gateway_api("Gateway", "gateways"),
+        Kind::HttpRoute => of_gateway_api("HTTPRoute", "httproutes"),
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),
         Kind::IstioAuthorizationPolicy => of_istio("AuthorizationPolicy", "authorizationpolicies"),
         Kind::PeerAuthentication => of_istio("PeerAuthentication", "peerauthentications"),
     }
+}
+
+fn of_gateway_api(kind: &str, plural: &str) -> ApiResource {
+    let kind = GroupVersionKind::gvk(gateway::GROUP, gateway::VERSION, kind);
+    ApiResource::from_gvk_with_plural(&kind, plural)
 }
 
 /// Istio has the types of these; here they are known by name.

@@ -36,7 +36,14 @@ impl Kind {
             Self::ServiceAccount => &Fields(&[("metadata", METADATA)]),
             Self::NetworkPolicy => &Fields(&[("metadata", METADATA), ("spec", All)]),
             Self::RuntimeClass => &Fields(&[("metadata", METADATA), ("handler", All)]),
-            Self::AuthorizationPolicy
+            Self::Gateway => &Fields(&[
+                ("apiVersion", All),
+                ("kind", All),
+                ("metadata", METADATA),
+                ("spec", Fields(&[("gatewayClassName", All)])),
+            ]),
+            Self::HttpRoute
+            | Self::AuthorizationPolicy
             | Self::MeshTls
             | Self::IstioAuthorizationPolicy
             | Self::PeerAuthentication => &POLICY,

@@ -14,6 +14,7 @@
 mod directory;
 mod document;
 pub mod enrolment;
+pub mod gateway;
 pub mod istio;
 mod kept;
 pub mod network_policy;

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::{
     ObjectKey,
     document::{Document, split},
+    gateway::{self, Gateway, HttpRoute},
     istio::{self, PeerAuthentication},
     pods,
     policy::{self, AuthorizationPolicy, FieldError, MeshTls},
@@ -38,6 +39,8 @@ pub enum Kind {
     ServiceAccount,
     NetworkPolicy,
     RuntimeClass,
+    Gateway,
+    HttpRoute,
     AuthorizationPolicy,
     MeshTls,
     IstioAuthorizationPolicy,
@@ -58,6 +61,7 @@ impl fmt::Display for Kind {
             // As kubectl tells kinds of one name apart.
             Self::IstioAuthorizationPolicy => f.write_str("AuthorizationPolicy.security.istio.io"),
             Self::PeerAuthentication => f.write_str("PeerAuthentication.security.istio.io"),
+            Self::HttpRoute => f.write_str("HTTPRoute"),
             other => fmt::Debug::fmt(other, f),
         }
     }
@@ -78,6 +82,8 @@ pub enum Object {
     ServiceAccount(Arc<ServiceAccount>),
     NetworkPolicy(Arc<NetworkPolicy>),
     RuntimeClass(Arc<RuntimeClass>),
+    Gateway(Arc<Gateway>),
+    HttpRoute(Arc<HttpRoute>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
     IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
@@ -96,6 +102,8 @@ impl Object {
             Self::ServiceAccount(_) => Kind::ServiceAccount,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::RuntimeClass(_) => Kind::RuntimeClass,
+            Self::Gateway(_) => Kind::Gateway,
+            Self::HttpRoute(_) => Kind::HttpRoute,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
             Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
@@ -114,6 +122,8 @@ impl Object {
             Self::ServiceAccount(object) => serde_json::to_value(&**object),
             Self::NetworkPolicy(object) => serde_json::to_value(&**object),
             Self::RuntimeClass(object) => serde_json::to_value(&**object),
+            Self::Gateway(object) => serde_json::to_value(&**object),
+            Self::HttpRoute(object) => Ok(object.given.clone()),
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
             Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
@@ -405,6 +415,8 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
         ("networking.k8s.io/v1", "NetworkPolicy") => Kind::NetworkPolicy,
         ("node.k8s.io/v1", "RuntimeClass") => Kind::RuntimeClass,
+        (gateway::API_VERSION, "Gateway") => Kind::Gateway,
+        (gateway::API_VERSION, "HTTPRoute") => Kind::HttpRoute,
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
@@ -431,6 +443,13 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
         Kind::ServiceAccount => Object::ServiceAccount(core(value)?),
         Kind::NetworkPolicy => Object::NetworkPolicy(core(value)?),
         Kind::RuntimeClass => Object::RuntimeClass(core(value)?),
+        Kind::Gateway => Object::Gateway(Arc::new(typed(value)?)),
+        Kind::HttpRoute => {
+            let mut route: HttpRoute = typed(value)?;
+            check(route.validate())?;
+            route.given = value.clone();
+            Object::HttpRoute(Arc::new(route))
+        }
         Kind::AuthorizationPolicy => {
             let policy: AuthorizationPolicy = typed(value)?;
             check(policy.validate())?;

@@ -10,7 +10,9 @@ use k8s_openapi::api::{
 };
 
 use crate::{
-    Kind, Object, istio,
+    Kind, Object,
+    gateway::{Gateway, HttpRoute},
+    istio,
     policy::{AuthorizationPolicy, MeshTls},
 };
 
@@ -38,6 +40,10 @@ pub struct ObjectSet {
     pub network_policies: Objects<NetworkPolicy>,
     /// Keyed with an empty namespace. Which runtime a pod's class stands for: see [`crate::enrolment()`].
     pub runtime_classes: Objects<RuntimeClass>,
+    /// Of every class.
+    pub gateways: Objects<Gateway>,
+    /// Of every parent.
+    pub http_routes: Objects<HttpRoute>,
     /// `policy.seine.dev` authorization policies.
     pub authorization_policies: Objects<AuthorizationPolicy>,
     /// `policy.seine.dev` TLS modes.
@@ -79,6 +85,8 @@ impl ObjectSet {
             Object::ServiceAccount(object) => drop(self.service_accounts.insert(key, object)),
             Object::NetworkPolicy(object) => drop(self.network_policies.insert(key, object)),
             Object::RuntimeClass(object) => drop(self.runtime_classes.insert(key, object)),
+            Object::Gateway(object) => drop(self.gateways.insert(key, object)),
+            Object::HttpRoute(object) => drop(self.http_routes.insert(key, object)),
             Object::AuthorizationPolicy(object) => {
                 drop(self.authorization_policies.insert(key, object));
             }
@@ -103,6 +111,8 @@ impl ObjectSet {
             Kind::ServiceAccount => self.service_accounts.remove(key).is_some(),
             Kind::NetworkPolicy => self.network_policies.remove(key).is_some(),
             Kind::RuntimeClass => self.runtime_classes.remove(key).is_some(),
+            Kind::Gateway => self.gateways.remove(key).is_some(),
+            Kind::HttpRoute => self.http_routes.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
             Kind::IstioAuthorizationPolicy => {
@@ -123,6 +133,8 @@ impl ObjectSet {
             Kind::ServiceAccount => self.service_accounts.contains_key(key),
             Kind::NetworkPolicy => self.network_policies.contains_key(key),
             Kind::RuntimeClass => self.runtime_classes.contains_key(key),
+            Kind::Gateway => self.gateways.contains_key(key),
+            Kind::HttpRoute => self.http_routes.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
             Kind::IstioAuthorizationPolicy => self.istio_authorization_policies.contains_key(key),
@@ -144,6 +156,8 @@ impl ObjectSet {
             Object::ServiceAccount(object) => same(&self.service_accounts, key, object),
             Object::NetworkPolicy(object) => same(&self.network_policies, key, object),
             Object::RuntimeClass(object) => same(&self.runtime_classes, key, object),
+            Object::Gateway(object) => same(&self.gateways, key, object),
+            Object::HttpRoute(object) => same(&self.http_routes, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
             Object::IstioAuthorizationPolicy(object) => {
@@ -164,6 +178,8 @@ impl ObjectSet {
             Kind::ServiceAccount => Box::new(self.service_accounts.keys()),
             Kind::NetworkPolicy => Box::new(self.network_policies.keys()),
             Kind::RuntimeClass => Box::new(self.runtime_classes.keys()),
+            Kind::Gateway => Box::new(self.gateways.keys()),
+            Kind::HttpRoute => Box::new(self.http_routes.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
             Kind::IstioAuthorizationPolicy => Box::new(self.istio_authorization_policies.keys()),
@@ -191,6 +207,8 @@ impl ObjectSet {
         share(&mut self.service_accounts, &older.service_accounts);
         share(&mut self.network_policies, &older.network_policies);
         share(&mut self.runtime_classes, &older.runtime_classes);
+        share(&mut self.gateways, &older.gateways);
+        share(&mut self.http_routes, &older.http_routes);
         share(
             &mut self.authorization_policies,
             &older.authorization_policies,

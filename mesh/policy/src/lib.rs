@@ -1,4 +1,4 @@
-//! The L4 policy model and the one verdict function.
+//! The policy model and the one verdict function.
 //!
 //! [`verdict()`] judges a connection by the policies that apply to its destination. It is pure: the
 //! proxies enforce what it says, [`explain()`] shows how it came to say it (by the same evaluation,
@@ -20,7 +20,7 @@ mod verdict;
 
 pub use explain::{Explanation, PolicyStep, explain};
 pub use model::{
-    Action, Clause, Connection, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch,
-    StringMatch,
+    Action, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Request, RequestMatch, Rule,
+    Scope, ServiceAccountMatch, StringMatch,
 };
 pub use verdict::{Applicable, Audit, Decision, Reason, verdict};

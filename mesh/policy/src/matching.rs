@@ -6,7 +6,8 @@ use ipnet::IpNet;
 use seine_identity::Identity;
 
 use crate::model::{
-    Action, Clause, Connection, Match, Policy, Rule, ServiceAccountMatch, StringMatch,
+    Action, Clause, Connection, HeaderMatch, Match, Policy, Request, RequestMatch, Rule,
+    ServiceAccountMatch, StringMatch,
 };
 
 impl Policy {
@@ -25,6 +26,7 @@ pub(crate) struct Subject<'a> {
     destination: IpAddr,
     port: u16,
     identity: Option<&'a Identity>,
+    request: Option<Request<'a>>,
 }
 
 impl<'a> Subject<'a> {
@@ -34,6 +36,7 @@ impl<'a> Subject<'a> {
             destination: connection.destination.ip().to_canonical(),
             port: connection.destination.port(),
             identity: connection.identity,
+            request: connection.request,
         }
     }
 }
@@ -61,7 +64,13 @@ impl Match {
         } else if self.is_empty() {
             return false;
         }
-        self.destination_ports_match(subject.port)
+        let request = match (&self.request, &subject.request) {
+            (Some(wanted), Some(request)) => wanted.matches(request),
+            (Some(_), None) => action == Action::Deny,
+            (None, _) => true,
+        };
+        request
+            && self.destination_ports_match(subject.port)
             && kind(&self.source_ips, &self.not_source_ips, |n| {
                 in_block(n, subject.source)
             })
@@ -99,6 +108,29 @@ impl Match {
             && self.not_destination_ports.is_empty()
             && self.service_accounts.is_empty()
             && self.not_service_accounts.is_empty()
+            && self.request.is_none()
+    }
+}
+
+impl RequestMatch {
+    fn matches(&self, request: &Request<'_>) -> bool {
+        kind(&self.methods, &self.not_methods, |method| {
+            **method == *request.method
+        }) && kind(&self.paths, &self.not_paths, |m| m.matches(request.path))
+            && kind(&self.hosts, &self.not_hosts, |m| m.matches(request.host))
+            && self
+                .headers
+                .iter()
+                .all(|header| header.matches(request.headers))
+    }
+}
+
+impl HeaderMatch {
+    fn matches(&self, headers: &[(&str, &str)]) -> bool {
+        headers
+            .iter()
+            .filter(|(name, _)| *name == &*self.name)
+            .any(|(_, value)| self.values.iter().any(|m| m.matches(value)))
     }
 }
 

@@ -102,9 +102,41 @@ pub struct Match {
     pub service_accounts: Vec<ServiceAccountMatch>,
     /// Not the client's service account.
     pub not_service_accounts: Vec<ServiceAccountMatch>,
+    /// What must hold of the request. Where there is none to look at, as on a connection that nobody parses, the
+    /// match never matches in an ALLOW policy, and in a DENY policy as if the condition held.
+    pub request: Option<Box<RequestMatch>>,
     /// The match came with a condition that this proxy doesn't know. It then never matches in an
     /// ALLOW policy, and in a DENY policy as if the condition held.
     pub unknown_condition: bool,
+}
+
+/// What must hold of an HTTP request. Every kind that has values must match; of its values any one. None of the
+/// values of a `not_` kind may.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestMatch {
+    /// The method.
+    pub methods: Vec<Box<str>>,
+    /// Not the method.
+    pub not_methods: Vec<Box<str>>,
+    /// The normalised path.
+    pub paths: Vec<StringMatch>,
+    /// Not the normalised path.
+    pub not_paths: Vec<StringMatch>,
+    /// The host, in lower case and without a port.
+    pub hosts: Vec<StringMatch>,
+    /// Not the host.
+    pub not_hosts: Vec<StringMatch>,
+    /// Each must match.
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// A header one of whose values must match one of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatch {
+    /// In lower case.
+    pub name: Box<str>,
+    /// Any of these.
+    pub values: Vec<StringMatch>,
 }
 
 /// A service account by name.
@@ -138,4 +170,19 @@ pub struct Connection<'a> {
     pub destination: SocketAddr,
     /// The client's verified identity; none for plaintext.
     pub identity: Option<&'a Identity>,
+    /// What the client asks for on it, where that is known.
+    pub request: Option<Request<'a>>,
+}
+
+/// An HTTP request, as far as policies look at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The normalised path, without the query.
+    pub path: &'a str,
+    /// The host, in lower case and without a port.
+    pub host: &'a str,
+    /// Names in lower case, with their values; a header that occurs twice is there twice.
+    pub headers: &'a [(&'a str, &'a str)],
 }

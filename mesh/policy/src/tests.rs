@@ -6,8 +6,8 @@ use std::sync::Arc;
 use seine_identity::Identity;
 
 use crate::{
-    Action, Clause, Connection, Match, Policy, PolicyKey, Reason, Rule, Scope, ServiceAccountMatch,
-    StringMatch, explain, verdict,
+    Action, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Reason, Request,
+    RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, explain, verdict,
 };
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
@@ -51,6 +51,7 @@ fn judge(policies: &[Policy], identity: Option<&str>) -> crate::Decision {
             source: "10.0.0.1:40000".parse::<SocketAddr>().unwrap(),
             destination: "10.0.0.2:5432".parse().unwrap(),
             identity: identity.as_ref(),
+            request: None,
         },
     )
 }
@@ -252,6 +253,7 @@ fn an_ipv4_client_of_a_dual_stack_socket_matches_ipv4_blocks() {
         source: "[::ffff:10.0.0.1]:1".parse().unwrap(),
         destination: "[::ffff:10.0.0.2]:2".parse().unwrap(),
         identity: None,
+        request: None,
     };
     assert!(!verdict(&policies, &connection).allowed);
 }
@@ -317,6 +319,7 @@ fn an_explanation_names_every_policy_and_what_it_did() {
             source: "10.0.0.1:1".parse().unwrap(),
             destination: "10.0.0.2:2".parse().unwrap(),
             identity: Some(&identity),
+            request: None,
         },
     );
     assert_eq!(
@@ -325,4 +328,72 @@ fn an_explanation_names_every_policy_and_what_it_did() {
          DENY shop/never (namespace): has no rules and never matches\n\
          DENIED: not allowed by policy shop/db"
     );
+}
+
+/// Whether a match of this request matches `GET web.shop/admin/x` with a header, in either kind of policy.
+fn request_matches(wanted: RequestMatch, action: Action, request: bool) -> bool {
+    let found = Match {
+        request: Some(Box::new(wanted)),
+        ..Match::default()
+    };
+    let policy = policy("p", action, vec![rule(vec![found])]);
+    let connection = Connection {
+        source: "10.0.0.1:40000".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+        identity: None,
+        request: request.then_some(Request {
+            method: "GET",
+            path: "/admin/x",
+            host: "web.shop",
+            headers: &[("x-a", "1"), ("x-a", "2")],
+        }),
+    };
+    let allowed = verdict(&[Arc::new(policy)], &connection).allowed;
+    allowed == (action == Action::Allow)
+}
+
+#[test]
+fn each_part_of_a_request_must_match_and_none_of_its_negations_may() {
+    let m = RequestMatch::default;
+    let texts = |text: &str| vec![Box::from(text)];
+    let prefix = |text: &str| vec![StringMatch::Prefix(text.into())];
+    let header = |name: &str, value: &str| {
+        vec![HeaderMatch {
+            name: name.into(),
+            values: exact(value),
+        }]
+    };
+    #[rustfmt::skip]
+    let table = [
+        (m(), true),
+        (RequestMatch { methods: texts("GET"), ..m() }, true),
+        (RequestMatch { methods: texts("get"), ..m() }, false),
+        (RequestMatch { not_methods: texts("GET"), ..m() }, false),
+        (RequestMatch { not_methods: texts("POST"), ..m() }, true),
+        (RequestMatch { paths: prefix("/admin/"), ..m() }, true),
+        (RequestMatch { paths: exact("/admin"), ..m() }, false),
+        (RequestMatch { not_paths: prefix("/admin"), ..m() }, false),
+        (RequestMatch { hosts: exact("web.shop"), ..m() }, true),
+        (RequestMatch { not_hosts: exact("web.shop"), ..m() }, false),
+        (RequestMatch { headers: header("x-a", "2"), ..m() }, true),
+        (RequestMatch { headers: header("x-a", "3"), ..m() }, false),
+        (RequestMatch { headers: header("x-b", "1"), ..m() }, false),
+        (RequestMatch { methods: texts("GET"), paths: exact("/"), ..m() }, false),
+    ];
+    for (wanted, matches) in table {
+        for action in [Action::Allow, Action::Deny] {
+            let found = request_matches(wanted.clone(), action, true);
+            assert_eq!(found, matches, "{wanted:?} {action:?}");
+        }
+    }
+}
+
+#[test]
+fn without_a_request_an_allow_of_some_allows_none_and_a_deny_of_some_denies_all() {
+    let some = RequestMatch {
+        methods: vec!["POST".into()],
+        ..RequestMatch::default()
+    };
+    assert!(!request_matches(some.clone(), Action::Allow, false));
+    assert!(request_matches(some, Action::Deny, false));
 }

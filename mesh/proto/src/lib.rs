@@ -61,6 +61,11 @@ mod generated {
                 tonic::include_proto!("seine.listeners.v1");
             }
         }
+        pub mod waypoint {
+            pub mod v1 {
+                tonic::include_proto!("seine.waypoint.v1");
+            }
+        }
         pub mod workload {
             pub mod v1 {
                 tonic::include_proto!("seine.workload.v1");
@@ -78,11 +83,14 @@ pub use generated::istio::workload;
 pub use generated::istio::workload::zds;
 pub use generated::seine::handover::v1 as handover;
 pub use generated::seine::listeners::v1 as listeners;
+pub use generated::seine::waypoint::v1 as waypoint;
 pub use generated::seine::workload::v1 as extensions;
 
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`] resources.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL of [`waypoint::RouteRule`] resources.
+pub const ROUTE_RULE_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.RouteRule";
 /// Type URL of [`extensions::RefusedResources`].
 pub const REFUSED_RESOURCES_TYPE: &str = "type.googleapis.com/seine.workload.v1.RefusedResources";

@@ -5,14 +5,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use prost::Message;
-use seine_policy::{Action, Match, Policy, Scope, ServiceAccountMatch, StringMatch};
+use seine_policy::{Action, Match, Policy, RequestMatch, Scope, ServiceAccountMatch, StringMatch};
 use seine_proto::{extensions, security, workload as proto};
 
 use crate::model::{
     AppProtocol, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, Mode,
     NetworkAddress, Port, RoutingScope, Service, TunnelProtocol, Workload, WorkloadType,
 };
-use crate::parse::{AUTHORIZATION_EXTENSION, SERVICE_EXTENSION, WORKLOAD_EXTENSION};
+use crate::parse::{
+    AUTHORIZATION_EXTENSION, REQUEST_EXTENSION, SERVICE_EXTENSION, WORKLOAD_EXTENSION,
+};
 
 /// A workload as the control plane would send it.
 pub(crate) fn workload(from: &Workload) -> proto::Workload {
@@ -125,13 +127,14 @@ pub(crate) fn service(from: &Service) -> proto::Service {
             IpFamilies::Dual => proto::IpFamilies::Dual,
         }
         .into(),
-        extensions: (!from.port_names.is_empty())
+        extensions: (!from.port_names.is_empty() || !from.policies.is_empty())
             .then(|| {
                 let port_names = from.port_names.iter();
                 let message = extensions::ServiceExtension {
                     port_names: port_names
                         .map(|(n, name)| ((*n).into(), name.to_string()))
                         .collect(),
+                    policies: from.policies.iter().map(ToString::to_string).collect(),
                 };
                 let config = any("seine.workload.v1.ServiceExtension", &message);
                 proto::Extension {
@@ -215,13 +218,34 @@ fn policy_match(from: &Match) -> security::Match {
             .collect(),
         service_accounts: accounts(&from.service_accounts),
         not_service_accounts: accounts(&from.not_service_accounts),
-        extensions: match from.unknown_condition {
-            true => vec![security::Extension {
+        extensions: (from.request.as_deref().map(request).into_iter())
+            .chain(from.unknown_condition.then(|| security::Extension {
                 name: "unknown".to_owned(),
                 config: None,
-            }],
-            false => Vec::new(),
-        },
+            }))
+            .collect(),
+    }
+}
+
+fn request(from: &RequestMatch) -> security::Extension {
+    let texts = |values: &[Box<str>]| values.iter().map(ToString::to_string).collect();
+    let message = extensions::RequestMatch {
+        methods: texts(&from.methods),
+        not_methods: texts(&from.not_methods),
+        paths: strings(&from.paths),
+        not_paths: strings(&from.not_paths),
+        hosts: strings(&from.hosts),
+        not_hosts: strings(&from.not_hosts),
+        headers: (from.headers.iter())
+            .map(|header| extensions::HeaderMatch {
+                name: header.name.to_string(),
+                values: strings(&header.values),
+            })
+            .collect(),
+    };
+    security::Extension {
+        name: REQUEST_EXTENSION.to_owned(),
+        config: Some(any("seine.workload.v1.RequestMatch", &message)),
     }
 }
 

@@ -212,6 +212,8 @@ pub struct Service {
     pub namespace_private: bool,
     /// Names of ports by service port, where Seine's own control plane sent them.
     pub port_names: PortNames,
+    /// Names of the policies that its waypoint enforces, where Seine's own control plane sent them.
+    pub policies: Box<[Arc<str>]>,
 }
 
 /// An address of a service, or a block of them.

@@ -8,7 +8,7 @@ use seine_proto::discovery::Resource;
 use seine_proto::security;
 
 use crate::index::Held;
-use crate::model::Workload;
+use crate::model::{Service, Workload};
 use crate::parse::namespaced;
 
 /// Policies by name and by what they apply to.
@@ -126,6 +126,22 @@ impl PolicyIndex {
 
     pub(crate) fn len(&self) -> usize {
         self.by_name.len()
+    }
+
+    /// Those that a service lists, for its waypoint. All others judge at the destination.
+    pub(crate) fn at_waypoint(&self, service: &Service) -> Applicable {
+        let mut listed = Vec::with_capacity(service.policies.len());
+        let mut missing = Vec::new();
+        for name in &service.policies {
+            match self.get(name) {
+                Some(policy) => listed.push(policy.clone()),
+                None => missing.push(name.clone()),
+            }
+        }
+        match missing.is_empty() {
+            true => Applicable::Ready(listed.into()),
+            false => Applicable::Missing(missing.into()),
+        }
     }
 
     /// Those of the workload's namespace, the global ones, and those that it lists.

@@ -205,12 +205,6 @@ fn to_service(
     question: &Question<'_>,
     random: &mut impl Rng,
 ) -> Result<Destination, Unavailable> {
-    let port = question.destination.port();
-    let unavailable = |reason| Unavailable {
-        destination: format!("{} port {port}", service.key),
-        service: Some(service.clone()),
-        reason,
-    };
     if let Some(gateway) = waypoint_of(service, random)
         && !is_at(index, question.source, gateway)
     {
@@ -224,6 +218,22 @@ fn to_service(
             ..waypoint
         }));
     }
+    to_backend(index, service, question, random)
+}
+
+/// To one of the service's workloads, past its waypoint.
+pub(crate) fn to_backend(
+    index: &AddressIndex,
+    service: &Arc<Service>,
+    question: &Question<'_>,
+    random: &mut impl Rng,
+) -> Result<Destination, Unavailable> {
+    let port = question.destination.port();
+    let unavailable = |reason| Unavailable {
+        destination: format!("{} port {port}", service.key),
+        service: Some(service.clone()),
+        reason,
+    };
     if service.port(port).is_none() {
         return Err(unavailable(UnavailableReason::NoSuchPort));
     }

@@ -396,6 +396,27 @@ fn a_service_with_a_waypoint_is_reached_through_it_but_by_the_waypoint_itself() 
 }
 
 #[test]
+fn a_waypoint_reaches_a_backend_by_its_name_past_any_waypoint_and_without_an_address_too() {
+    let service = proto::Service {
+        waypoint: Some(waypoint_name()),
+        addresses: Vec::new(),
+        ..api()
+    };
+    let store = store([service.resource(), pod("a", "10.0.0.1").resource()]);
+    let service = store.services().pop().unwrap();
+    let backend = |port, tried: &[Arc<str>]| {
+        let found = store.resolve_backend(&service, port, None, tried);
+        found.map_err(|unavailable| unavailable.reason)
+    };
+    let found = upstream(backend(80, &[]));
+    let target = Target::Address("10.0.0.1:8080".parse().unwrap());
+    assert_eq!((found.target, found.transport), (target, Transport::Hbone));
+    assert_eq!(backend(81, &[]), Err(UnavailableReason::NoSuchPort));
+    let tried = [Arc::from(uid("a"))];
+    assert_eq!(backend(80, &tried), Err(UnavailableReason::AllTried));
+}
+
+#[test]
 fn a_workload_with_a_waypoint_is_reached_through_it_when_addressed_itself() {
     let [wp_service, wp_pod] = waypoint_parts();
     let by_address = proto::GatewayAddress {

@@ -6,7 +6,7 @@
 //! waits for the change.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -23,7 +23,7 @@ use crate::intern::Interner;
 use crate::model::{Service, ServiceKey, Workload};
 use crate::parse::{ParseError, parse_policy, parse_service, parse_workload, service_key};
 use crate::policies::{PolicyIndex, RefusedScope};
-use crate::resolve::{Destination, Question, Unavailable, resolve};
+use crate::resolve::{Destination, Question, Unavailable, resolve, to_backend};
 
 /// Resources that are applied under one write lock, so that readers needn't wait for thousands.
 const BATCH: usize = 256;
@@ -231,6 +231,39 @@ impl Store {
             exclude,
         };
         resolve(&self.read().addresses, &question, random)
+    }
+
+    /// The same for a service that its caller, a waypoint, knows by name: one of its workloads, whatever waypoint
+    /// the service itself is bound to.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::resolve`].
+    pub fn resolve_backend(
+        &self,
+        service: &Arc<Service>,
+        port: u16,
+        source: Option<&Workload>,
+        exclude: &[Arc<str>],
+    ) -> Result<Destination, Unavailable> {
+        // Of a headless one any family will do.
+        let address = service
+            .addresses
+            .iter()
+            .find_map(|address| address.single());
+        let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let question = Question {
+            destination: SocketAddr::new(address, port),
+            source,
+            network: &self.network,
+            exclude,
+        };
+        to_backend(&self.read().addresses, service, &question, &mut rand::rng())
+    }
+
+    /// The policies that a service's waypoint enforces.
+    pub fn policies_at_waypoint(&self, service: &Service) -> Applicable {
+        self.read().policies.at_waypoint(service)
     }
 
     /// The policies that judge connections to a workload.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use prost::Message as _;
 use seine_policy::Applicable;
 use seine_proto::discovery::Resource;
 use seine_proto::{security, workload as proto};
@@ -310,6 +311,34 @@ fn the_namespaces_the_global_and_the_listed_policies_apply() {
     assert_eq!(b, Ok(vec!["root/global".into(), "shop/own".into()]));
     store.apply_policies(&[], &["root/global".to_owned(), "shop/own".to_owned()]);
     assert_eq!(names(store.policies_for(&uid("b"))), Ok(vec![]));
+}
+
+/// Those of namespaces judge at the pods.
+#[test]
+fn a_waypoint_enforces_what_the_service_lists_and_waits_for_what_is_missing() {
+    let extension = seine_proto::extensions::ServiceExtension {
+        policies: vec!["shop/p_at_api".to_owned()],
+        ..Default::default()
+    };
+    let service = proto::Service {
+        extensions: vec![proto::Extension {
+            name: "seine.dev/service".into(),
+            config: Some(prost_types::Any {
+                type_url: String::new(),
+                value: extension.encode_to_vec(),
+            }),
+        }],
+        ..service("api", &["10.96.0.1"])
+    };
+    let store = store([service.resource()]);
+    let at_waypoint = || {
+        let service = store.services().pop().unwrap();
+        names(store.policies_at_waypoint(&service))
+    };
+    store.apply_policies(&[policy("own").resource()], &[]);
+    assert_eq!(at_waypoint(), Err(vec!["shop/p_at_api".to_owned()]));
+    store.apply_policies(&[policy("p_at_api").resource()], &[]);
+    assert_eq!(at_waypoint(), Ok(vec!["shop/p_at_api".into()]));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use seine_policy::{Connection, explain, verdict};
+use seine_policy::{Connection, Request, explain, verdict};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(message) = seine_proto::security::Authorization::decode(bytes) else {
@@ -19,11 +19,22 @@ fuzz_target!(|bytes: &[u8]| {
     let identity = "spiffe://cluster.local/ns/shop/sa/web"
         .parse()
         .expect("a valid SPIFFE ID");
-    for identity in [None, Some(&identity)] {
+    let request = Request {
+        method: "GET",
+        path: "/a",
+        host: "web.shop",
+        headers: &[("a", "b")],
+    };
+    for (identity, request) in [
+        (None, None),
+        (Some(&identity), None),
+        (Some(&identity), Some(request)),
+    ] {
         let connection = Connection {
             source: ([10, 0, 0, 1], 40000).into(),
             destination: ([10, 0, 0, 2], 8080).into(),
             identity,
+            request,
         };
         let decision = verdict(&policies, &connection);
         assert_eq!(explain(&policies, &connection).decision, decision);

@@ -57,7 +57,10 @@ pub(crate) fn names(mut service: proto::Service, names: &[(u32, &str)]) -> Fed {
         .collect();
     service.extensions = vec![proto::Extension {
         name: "seine.dev/service".to_owned(),
-        config: any(&extensions::ServiceExtension { port_names }),
+        config: any(&extensions::ServiceExtension {
+            port_names,
+            ..Default::default()
+        }),
     }];
     service.into()
 }

@@ -82,6 +82,7 @@ impl Line {
                     dst.service = info.service.as_ref().map(|service| &*service.key.hostname),
                     via = info.through_waypoint.then_some("waypoint"),
                     on_behalf_of = first.as_deref(),
+                    first.addr = info.first_address.map(display),
                     policy = policy.as_deref(),
                     duration_ms = u64::try_from(info.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                     response_flags = failure.map_or("-", Failure::flag),

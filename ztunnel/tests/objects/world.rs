@@ -274,6 +274,7 @@ impl World {
                 source: SocketAddr::new(from, 40000),
                 destination: to,
                 identity: identity.as_ref(),
+                request: None,
             },
         );
 

@@ -147,8 +147,8 @@ pub struct Source {
 
 /// What a connection or request is for. Every field that is set must hold.
 ///
-/// The fields below the ports need a waypoint. Until one enforces them, an `Allow` rule with such
-/// a field allows nothing, and a `Deny` rule with one denies as if the field were not there.
+/// The fields below the ports need a waypoint, to which the Service in `targetRefs` is bound. Anywhere else an
+/// `Allow` rule with such a field allows nothing, and a `Deny` rule with one denies as if the field were not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1))]

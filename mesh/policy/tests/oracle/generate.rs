@@ -55,6 +55,7 @@ impl Values {
         )
             .prop_map(
                 |(namespaces, principals, ips, ports, accounts, unknown_condition)| Match {
+                    request: None,
                     namespaces: namespaces.0,
                     not_namespaces: namespaces.1,
                     principals: principals.0,

@@ -88,6 +88,7 @@ proptest! {
             source: SocketAddr::new(facts.source, 40000),
             destination: SocketAddr::new(facts.destination, facts.port),
             identity: identity.as_ref(),
+            request: None,
         };
         let shared: Vec<_> = policies.iter().cloned().map(Arc::new).collect();
         let decision = verdict(&shared, &connection);

@@ -1,5 +1,7 @@
 //! Workloads and services.
 
+use std::sync::Arc;
+
 use prost::Message;
 use seine_identity::{Identity, TrustDomain};
 use seine_proto::{extensions, workload as proto};
@@ -151,6 +153,7 @@ pub(crate) fn parse_service(
         Err(_) => return Err(unknown_value("visibility", message.visibility)),
     };
     let hostname = required(&message.hostname, "hostname")?.to_ascii_lowercase();
+    let (port_names, policies) = service_extension(&message.extensions, interner)?;
     Ok(Service {
         key: ServiceKey {
             namespace: interner.get(required(&message.namespace, "namespace")?),
@@ -172,7 +175,8 @@ pub(crate) fn parse_service(
         canonical: message.canonical,
         ingress_use_waypoint: message.ingress_use_waypoint,
         namespace_private,
-        port_names: port_names(&message.extensions, interner)?,
+        port_names,
+        policies,
     })
 }
 
@@ -354,9 +358,15 @@ fn workload_extension(
     })))
 }
 
-fn port_names(all: &[proto::Extension], interner: &mut Interner) -> Result<PortNames, ParseError> {
+type PolicyNames = Box<[Arc<str>]>;
+
+/// What only our own control plane says of a service.
+fn service_extension(
+    all: &[proto::Extension],
+    interner: &mut Interner,
+) -> Result<(PortNames, PolicyNames), ParseError> {
     let Some(value) = extension(all, SERVICE_EXTENSION) else {
-        return Ok(Box::default());
+        return Ok(Default::default());
     };
     let bad =
         |problem: String| ParseError::new(format!("extensions[{SERVICE_EXTENSION}]"), problem);
@@ -368,7 +378,8 @@ fn port_names(all: &[proto::Extension], interner: &mut Interner) -> Result<PortN
         names.push((number, interner.get(name)));
     }
     names.sort();
-    Ok(names.into())
+    let policies = message.policies.iter().map(|name| interner.get(name));
+    Ok((names.into(), policies.collect()))
 }
 
 fn extension<'a>(all: &'a [proto::Extension], name: &str) -> Option<&'a [u8]> {

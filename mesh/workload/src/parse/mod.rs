@@ -23,6 +23,8 @@ use crate::model::{Service, Workload};
 pub(crate) const WORKLOAD_EXTENSION: &str = "seine.dev/workload";
 /// Name of the extension on a service.
 pub(crate) const SERVICE_EXTENSION: &str = "seine.dev/service";
+/// Name of the extension on a policy's match.
+pub(crate) const REQUEST_EXTENSION: &str = "seine.dev/request";
 /// Name of the extension on a policy.
 pub(crate) const AUTHORIZATION_EXTENSION: &str = "seine.dev/authorization";
 

@@ -3,11 +3,14 @@
 use ipnet::IpNet;
 use prost::Message;
 use seine_policy::{
-    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+    Action, Clause, HeaderMatch, Match, Policy, PolicyKey, RequestMatch, Rule, Scope,
+    ServiceAccountMatch, StringMatch,
 };
 use seine_proto::{extensions, security as proto};
 
-use super::{AUTHORIZATION_EXTENSION, ParseError, block, port, required, unknown_value};
+use super::{
+    AUTHORIZATION_EXTENSION, ParseError, REQUEST_EXTENSION, block, port, required, unknown_value,
+};
 use crate::intern::Interner;
 
 /// Parses a policy, sharing names through the interner.
@@ -86,8 +89,47 @@ fn parse_match(message: &proto::Match) -> Result<Match, ParseError> {
         )?,
         service_accounts: accounts(&message.service_accounts, "service_accounts")?,
         not_service_accounts: accounts(&message.not_service_accounts, "not_service_accounts")?,
-        unknown_condition: !message.extensions.is_empty(),
+        request: parse_request(message)?,
+        unknown_condition: message
+            .extensions
+            .iter()
+            .any(|extension| extension.name != REQUEST_EXTENSION),
     })
+}
+
+fn parse_request(message: &proto::Match) -> Result<Option<Box<RequestMatch>>, ParseError> {
+    let mut found = message
+        .extensions
+        .iter()
+        .filter(|extension| extension.name == REQUEST_EXTENSION);
+    let Some(extension) = found.next() else {
+        return Ok(None);
+    };
+    let bad =
+        |problem: String| ParseError::new(format!("extensions[{REQUEST_EXTENSION}]"), problem);
+    if found.next().is_some() {
+        return Err(bad("occurs twice".into()));
+    }
+    let config = extension.config.as_ref();
+    let config = config.ok_or_else(|| bad("is empty".into()))?;
+    let request =
+        extensions::RequestMatch::decode(&*config.value).map_err(|error| bad(error.to_string()))?;
+    let texts = |values: &[String]| values.iter().map(|value| value.as_str().into()).collect();
+    let headers = each(&request.headers, "headers", |header| {
+        Ok(HeaderMatch {
+            name: required(&header.name, "name")?.into(),
+            values: strings(&header.values, "values")?,
+        })
+    })?;
+    Ok(Some(Box::new(RequestMatch {
+        methods: texts(&request.methods),
+        not_methods: texts(&request.not_methods),
+        paths: strings(&request.paths, "paths")?,
+        not_paths: strings(&request.not_paths, "not_paths")?,
+        hosts: strings(&request.hosts, "hosts")?,
+        not_hosts: strings(&request.not_hosts, "not_hosts")?,
+        headers,
+    })))
 }
 
 fn strings(values: &[proto::StringMatch], field: &str) -> Result<Vec<StringMatch>, ParseError> {

@@ -354,6 +354,7 @@ fn our_own_extensions_are_read() {
 
     let names = extensions::ServiceExtension {
         port_names: [(80, "http".to_owned())].into(),
+        policies: vec!["shop/web_at_api".to_owned()],
     };
     let message = proto::Service {
         extensions: vec![extension("seine.dev/service", &names)],
@@ -435,6 +436,57 @@ fn what_is_encoded_is_parsed_to_the_same() {
         GatewayDestination::Address(_)
     ));
     assert_eq!(service(&encode::service(&first)).unwrap(), first);
+}
+
+fn requesting(request: Option<prost_types::Any>) -> security::Authorization {
+    let found = security::Match {
+        extensions: vec![security::Extension {
+            name: "seine.dev/request".into(),
+            config: request,
+        }],
+        ..Default::default()
+    };
+    security::Authorization {
+        rules: vec![security::Rule {
+            clauses: vec![security::Clause {
+                matches: vec![found],
+            }],
+        }],
+        ..testing::policy("p")
+    }
+}
+
+#[test]
+fn what_must_hold_of_a_request_is_read_and_encoded_to_the_same() {
+    let prefix = |text: &str| {
+        vec![security::StringMatch {
+            match_type: Some(security::string_match::MatchType::Prefix(text.into())),
+        }]
+    };
+    let request = extensions::RequestMatch {
+        methods: vec!["GET".into()],
+        not_methods: vec!["POST".into()],
+        paths: prefix("/a"),
+        not_paths: prefix("/b"),
+        hosts: prefix("c"),
+        not_hosts: prefix("d"),
+        headers: vec![extensions::HeaderMatch {
+            name: "x-e".into(),
+            values: prefix("f"),
+        }],
+    };
+    let any = prost_types::Any {
+        type_url: String::new(),
+        value: request.encode_to_vec(),
+    };
+    let first = policy(&requesting(Some(any))).unwrap();
+    let found = &first.rules[0].clauses[0].matches[0];
+    assert_eq!(found.request.as_ref().unwrap().headers.len(), 1);
+    // It is a condition that is known.
+    assert!(!found.unknown_condition);
+    assert_eq!(policy(&encode::policy(&first)).unwrap(), first);
+    // One that says nothing is no condition that holds: it is refused.
+    assert!(policy(&requesting(None)).is_err());
 }
 
 proptest::proptest! {

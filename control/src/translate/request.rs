@@ -1,0 +1,172 @@
+//! `AuthorizationPolicy` for waypoints: what is attached to a service that is bound to one is judged there, request
+//! by request.
+//!
+//! It is one resource for each such service, named by the policy and the service, and the service lists it. A waypoint
+//! knows the service's ports and not the pods', so that `ports` become those of the service that lead to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seine_objects::{
+    ObjectKey,
+    policy::{Action, AuthorizationPolicy, Operation},
+};
+use seine_proto::{
+    extensions::{HeaderMatch, RequestMatch},
+    security::{self, Authorization, Clause, Extension, Match, Scope},
+};
+
+use super::{
+    Resources, Settings, any,
+    policy::{from, string_match},
+    service,
+};
+
+/// Name of the extension that carries [`RequestMatch`].
+pub const REQUEST_EXTENSION: &str = "seine.dev/request";
+
+/// Adds the policy for each bound service that it is attached to, and gives the names of what was made.
+pub(super) fn translate(
+    key: &ObjectKey,
+    policy: &AuthorizationPolicy,
+    services: &mut BTreeMap<ObjectKey, service::Translated>,
+    settings: &Settings,
+    resources: &mut Resources,
+) -> BTreeSet<String> {
+    let mut made = BTreeSet::new();
+    for target in &policy.spec.target_refs {
+        if !matches!(target.group.as_str(), "" | "core") || target.kind != "Service" {
+            continue;
+        }
+        let Some(service) = services.get_mut(&ObjectKey::new(&key.namespace, &target.name)) else {
+            continue;
+        };
+        if service.waypoint.is_none() {
+            continue;
+        }
+        let targets = targets(&service.key, resources);
+        let authorization = compile(key, policy, &target.name, &targets, settings);
+        let name = format!("{}/{}", key.namespace, authorization.name);
+        if !service.policies.contains(&name) {
+            service.policies.push(name.clone());
+        }
+        made.insert(name.clone());
+        resources.authorizations.insert(name, authorization);
+    }
+    made
+}
+
+/// The target ports of each of a service's ports, on all of its pods.
+type Targets = BTreeMap<u32, BTreeSet<u32>>;
+
+fn targets(service: &str, resources: &Resources) -> Targets {
+    let mut found = Targets::new();
+    let workloads = resources.workloads.values();
+    let lists = workloads.filter_map(|workload| workload.services.get(service));
+    for port in lists.flat_map(|list| &list.ports) {
+        found
+            .entry(port.service_port)
+            .or_default()
+            .insert(port.target_port);
+    }
+    found
+}
+
+fn compile(
+    key: &ObjectKey,
+    policy: &AuthorizationPolicy,
+    service: &str,
+    targets: &Targets,
+    settings: &Settings,
+) -> Authorization {
+    let spec = &policy.spec;
+    let mut rules = Vec::new();
+    for rule in &spec.rules {
+        let mut to: Vec<Clause> = Vec::new();
+        if !rule.to.is_empty() {
+            let matches = rule.to.iter();
+            let matches: Vec<Match> = matches
+                .filter_map(|operation| operation_match(operation, spec.action, targets))
+                .collect();
+            if matches.is_empty() {
+                continue;
+            }
+            to.push(Clause { matches });
+        }
+        if rule.from.is_empty() {
+            rules.push(security::Rule { clauses: to });
+            continue;
+        }
+        for source in &rule.from {
+            let mut clauses = from(source, &key.namespace, &settings.trust_domain);
+            clauses.extend(to.iter().cloned());
+            rules.push(security::Rule { clauses });
+        }
+    }
+    Authorization {
+        // A service's name has no underscore, so that this is none that an object can have.
+        name: format!("{}_at_{service}", key.name),
+        namespace: key.namespace.clone(),
+        scope: Scope::WorkloadSelector.into(),
+        action: match spec.action {
+            Action::Allow => security::Action::Allow.into(),
+            Action::Deny | Action::Audit => security::Action::Deny.into(),
+        },
+        rules,
+        dry_run: spec.dry_run || spec.action == Action::Audit,
+        extensions: Vec::new(),
+    }
+}
+
+/// `None`: the operation is about none of the service's ports.
+fn operation_match(operation: &Operation, action: Action, targets: &Targets) -> Option<Match> {
+    let ports = service_ports(operation, action, targets);
+    if ports.as_ref().is_some_and(Vec::is_empty) {
+        return None;
+    }
+    let texts = |values: &[String]| values.iter().map(|value| string_match(value)).collect();
+    let request = RequestMatch {
+        methods: operation.methods.clone(),
+        not_methods: operation.not_methods.clone(),
+        paths: texts(&operation.paths),
+        not_paths: texts(&operation.not_paths),
+        hosts: texts(&lower(&operation.hosts)),
+        not_hosts: texts(&lower(&operation.not_hosts)),
+        headers: (operation.headers.iter())
+            .map(|header| HeaderMatch {
+                name: header.name.to_ascii_lowercase(),
+                values: texts(&header.values),
+            })
+            .collect(),
+    };
+    let extension = (request != RequestMatch::default()).then(|| Extension {
+        name: REQUEST_EXTENSION.into(),
+        config: Some(any("seine.workload.v1.RequestMatch", &request)),
+    });
+    Some(Match {
+        destination_ports: ports.unwrap_or_default(),
+        extensions: extension.into_iter().collect(),
+        ..Default::default()
+    })
+}
+
+/// The service's ports that an operation is about; `None`: all of them. Where a port leads to others on one pod than
+/// on another, an `Allow` is about it only if it is about all of them, and anything else if about any.
+fn service_ports(operation: &Operation, action: Action, targets: &Targets) -> Option<Vec<u32>> {
+    if operation.ports.is_empty() && operation.not_ports.is_empty() {
+        return None;
+    }
+    let about = |target: &u32| {
+        let is = |port: &u16| u32::from(*port) == *target;
+        (operation.ports.is_empty() || operation.ports.iter().any(is))
+            && !operation.not_ports.iter().any(is)
+    };
+    let ports = targets.iter().filter(|(_, targets)| match action {
+        Action::Allow => targets.iter().all(about),
+        Action::Deny | Action::Audit => targets.iter().any(about),
+    });
+    Some(ports.map(|(port, _)| *port).collect())
+}
+
+fn lower(texts: &[String]) -> Vec<String> {
+    texts.iter().map(|text| text.to_ascii_lowercase()).collect()
+}

@@ -1,0 +1,218 @@
+use prost::Message as _;
+use seine_objects::ObjectKey;
+use seine_proto::extensions::{BoundPort, RequestMatch, ServiceExtension, WorkloadExtension};
+use seine_proto::security::{Action, Authorization};
+use seine_proto::waypoint::{RouteRule, filter, r#match, path_change};
+use seine_proto::workload::gateway_address::Destination;
+
+use super::Resources;
+use super::tests::{pod, translated};
+
+fn service(name: &str, labels: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\nspec: {{clusterIP: 10.1.0.1, {spec}}}\n"
+    )
+}
+
+fn bound(name: &str) -> String {
+    let spec = "selector: {app: a}, ports: [{name: http, port: 80, targetPort: web}]";
+    service(name, "seine.dev/use-waypoint: wp", spec)
+}
+
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: policy.seine.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+fn bound_ports(resources: &Resources, pod: &str) -> Vec<BoundPort> {
+    let workload = &resources.workloads[&format!("Kubernetes//Pod/shop/{pod}")];
+    let extension = workload.extensions.first();
+    let value = extension.map_or(&[][..], |e| &e.config.as_ref().unwrap().value);
+    WorkloadExtension::decode(value).unwrap().bound_ports
+}
+
+fn policies_of(resources: &Resources, service: &str) -> Vec<String> {
+    let service = &resources.services[&format!("shop/{service}.shop.svc.cluster.local")];
+    let value = &service.extensions[0].config.as_ref().unwrap().value;
+    ServiceExtension::decode(value.as_slice()).unwrap().policies
+}
+
+#[test]
+fn a_bound_service_names_its_waypoint_and_its_pods_admit_nobody_else_on_its_ports() {
+    let two = service(
+        "two",
+        "seine.dev/use-waypoint: other",
+        "selector: {app: a}, ports: [{port: 81, targetPort: 8080}]",
+    );
+    let free = service(
+        "free",
+        "",
+        "selector: {app: a}, ports: [{port: 82, targetPort: 9090}]",
+    );
+    let yaml = [
+        bound("web"),
+        two,
+        free,
+        pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+    ]
+    .concat();
+    let resources = translated(&yaml);
+    let waypoint = resources.services["shop/web.shop.svc.cluster.local"]
+        .waypoint
+        .clone()
+        .unwrap();
+    let Some(Destination::Hostname(name)) = waypoint.destination else {
+        panic!("no name");
+    };
+    assert_eq!(
+        (name.namespace.as_str(), name.hostname.as_str()),
+        ("shop", "wp.shop.svc.cluster.local")
+    );
+    assert_eq!(waypoint.hbone_mtls_port, 15008);
+    // Whoever else the pod serves on a bound port: its waypoints alone reach it. Other ports are free.
+    assert_eq!(
+        bound_ports(&resources, "a"),
+        [BoundPort {
+            target_port: 8080,
+            waypoint_identities: vec![
+                "spiffe://cluster.local/ns/shop/sa/other".into(),
+                "spiffe://cluster.local/ns/shop/sa/wp".into(),
+            ],
+        }]
+    );
+    let free = &resources.services["shop/free.shop.svc.cluster.local"];
+    assert!(free.waypoint.is_none());
+}
+
+/// The text of a policy's first rule: its ports and what must hold of the request.
+fn first(authorization: &Authorization) -> (Vec<u32>, RequestMatch) {
+    let found = &authorization.rules[0].clauses.last().unwrap().matches[0];
+    let request = found
+        .extensions
+        .first()
+        .map_or_else(RequestMatch::default, |extension| {
+            RequestMatch::decode(extension.config.as_ref().unwrap().value.as_slice()).unwrap()
+        });
+    (found.destination_ports.clone(), request)
+}
+
+#[test]
+fn a_policy_of_a_bound_service_is_judged_at_its_waypoint_by_the_service_s_ports_and_nowhere_else() {
+    let yaml = [
+        bound("web"),
+        pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+        policy(
+            "p",
+            "{action: Deny, targetRefs: [{kind: Service, name: web}], rules: [{to: [{ports: [8080], methods: [GET], paths: ['/admin*'], hosts: [Web.Shop], headers: [{name: X-A, values: [b]}]}]}]}",
+        ),
+    ]
+    .concat();
+    let resources = translated(&yaml);
+    assert_eq!(policies_of(&resources, "web"), ["shop/p_at_web"]);
+    assert_eq!(resources.authorizations.len(), 1);
+    let workload = &resources.workloads["Kubernetes//Pod/shop/a"];
+    assert_eq!(workload.authorization_policies, [""; 0]);
+    let found = &resources.authorizations["shop/p_at_web"];
+    assert_eq!(found.action(), Action::Deny);
+    let (ports, request) = first(found);
+    // The pod's port 8080 is the service's 80.
+    assert_eq!(ports, [80]);
+    assert_eq!(request.methods, ["GET"]);
+    assert_eq!(request.headers[0].name, "x-a");
+    assert_eq!(request.hosts.len(), 1);
+    let finding = &resources.findings.authorization_policies[&ObjectKey::new("shop", "p")];
+    assert!(finding.unenforced.is_empty() && finding.unresolved.is_empty());
+}
+
+#[test]
+fn without_a_waypoint_what_needs_one_is_denied_as_before() {
+    let yaml = [
+        bound("web").replace("seine.dev/use-waypoint: wp", ""),
+        pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+        policy(
+            "p",
+            "{targetRefs: [{kind: Service, name: web}], rules: [{to: [{methods: [GET]}]}]}",
+        ),
+    ]
+    .concat();
+    let resources = translated(&yaml);
+    assert!(resources.authorizations["shop/p"].rules.is_empty());
+    let finding = &resources.findings.authorization_policies[&ObjectKey::new("shop", "p")];
+    assert_eq!(finding.unenforced, ["spec.rules[0].to[0].methods"]);
+}
+
+fn route(rules: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop, creationTimestamp: '2026-01-01T00:00:00Z'}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: web, sectionName: http}}, {{name: gateway}}, {{group: '', kind: Service, name: nowhere}}]\n  rules: {rules}\n"
+    )
+}
+
+fn rules(rules: &str) -> (Vec<RouteRule>, Vec<String>) {
+    let resources = translated(&(bound("web") + &route(rules)));
+    let notes = resources.findings.routes.get(&ObjectKey::new("shop", "r"));
+    let notes = notes.cloned().unwrap_or_default();
+    (resources.routes.into_values().collect(), notes)
+}
+
+#[test]
+fn each_rule_of_a_route_is_one_resource_that_names_its_parents() {
+    let (found, notes) = rules(
+        "[{matches: [{path: {type: Exact, value: /a}, method: GET, headers: [{name: X-A, value: b}, {name: x-a, value: c}]}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}], backendRefs: [{name: web, port: 80, weight: 9}], timeouts: {request: 1s}}, {}]",
+    );
+    assert_eq!(notes, ["there is no Service shop/nowhere"]);
+    assert_eq!(found.len(), 2);
+    let rule = &found[0];
+    assert_eq!(
+        (rule.name.as_str(), rule.rule, rule.request_timeout_ms),
+        ("r", 0, 1000)
+    );
+    assert!(rule.created > 0 && rule.refused.is_empty());
+    assert_eq!(rule.parents.len(), 1);
+    assert_eq!(rule.parents[0].port, 80);
+    assert_eq!(
+        rule.matches[0].path,
+        Some(r#match::Path::Exact("/a".into()))
+    );
+    // Of two of one name the first counts.
+    assert_eq!(rule.matches[0].headers.len(), 1);
+    assert_eq!(rule.matches[0].headers[0].value, "b");
+    let Some(filter::Filter::Rewrite(rewrite)) = &rule.filters[0].filter else {
+        panic!("no rewrite");
+    };
+    let change = rewrite.path.as_ref().unwrap().change.clone();
+    assert_eq!(change, Some(path_change::Change::Prefix("/".into())));
+    assert_eq!(
+        (rule.backends[0].weight, rule.backends[0].refused.as_str()),
+        (9, "")
+    );
+}
+
+#[test]
+fn what_is_not_supported_is_refused_and_said_and_never_left_out() {
+    let (found, notes) = rules(
+        "[{retry: {attempts: 3}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: RequestMirror, requestMirror: {}}]}, {matches: [{path: {type: RegularExpression, value: /a}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}]",
+    );
+    let refused: Vec<_> = found.iter().map(|rule| !rule.refused.is_empty()).collect();
+    assert_eq!(refused, [true, true, true, false]);
+    assert!(
+        found[3]
+            .backends
+            .iter()
+            .all(|backend| !backend.refused.is_empty())
+    );
+    assert_eq!(notes.len(), 7, "{notes:?}");
+    assert!(
+        notes[1].contains("spec.rules[0].retry is not supported yet"),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_route_to_a_service_without_a_waypoint_is_said_to_be_without_effect() {
+    let plain = bound("web").replace("seine.dev/use-waypoint: wp", "");
+    let resources = translated(&(plain + &route("[{}]")));
+    assert!(resources.routes.is_empty());
+    let notes = &resources.findings.routes[&ObjectKey::new("shop", "r")];
+    assert!(notes[0].contains("uses no waypoint"), "{notes:?}");
+}

@@ -1,0 +1,60 @@
+//! The objects of the Gateway API that are read, and which waypoint a service uses.
+//!
+//! The types are our own and name what Seine obeys, no more: the published bindings are built on another version
+//! of the Kubernetes types than everything else here, which would all be there twice. Fields that these types
+//! don't have are not lost in silence: [`HttpRoute::unread()`] names them, and a rule that has one is not obeyed.
+
+mod binding;
+mod http_route;
+mod unread;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+pub use binding::{GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL, WAYPOINT_LABEL, waypoint_of};
+pub use http_route::{
+    BackendRef, Filter, Header, HeaderModifier, HttpRoute, HttpRouteMatch, HttpRouteRule,
+    HttpRouteSpec, NamedMatch, ParentRef, PathMatch, PathModifier, RequestRedirect, Timeouts,
+    UrlRewrite, parse_duration,
+};
+
+/// API group of Gateways and routes.
+pub const GROUP: &str = "gateway.networking.k8s.io";
+/// Version of Gateways and routes.
+pub const VERSION: &str = "v1";
+/// `apiVersion` of Gateways and routes.
+pub const API_VERSION: &str = "gateway.networking.k8s.io/v1";
+/// The class of Gateways that are waypoints.
+pub const WAYPOINT_CLASS: &str = "seine-waypoint";
+/// Where a waypoint takes HBONE.
+pub const WAYPOINT_PORT: u16 = 15008;
+
+/// A Gateway, as far as it may be a waypoint. Its pods, Service and ServiceAccount have its own name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gateway {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// `Gateway`.
+    pub kind: String,
+    /// Name and namespace.
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    /// What is asked for.
+    pub spec: GatewaySpec,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewaySpec {
+    /// Who makes it.
+    pub gateway_class_name: String,
+}
+
+impl Gateway {
+    /// It is a waypoint of ours.
+    pub fn is_waypoint(&self) -> bool {
+        self.spec.gateway_class_name == WAYPOINT_CLASS
+    }
+}
