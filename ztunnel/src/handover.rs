@@ -12,6 +12,7 @@
 //! ```
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -117,8 +118,21 @@ async fn introduced(
         .await
         .map_err(|source| agent.failed(source))?
         .ok_or(HandoverError::TurnedAway)?;
-    let introduction = Introduction::decode(&buffer[..length])
-        .map_err(|error| HandoverError::Protocol(error.to_string()))?;
+    introduction(&buffer[..length], descriptors)
+}
+
+/// Whether bytes from the agent's socket are an introduction, for tests of that alone.
+#[doc(hidden)]
+pub fn understands(bytes: &[u8], descriptors: Vec<OwnedFd>) -> bool {
+    introduction(bytes, descriptors).is_ok()
+}
+
+fn introduction(
+    bytes: &[u8],
+    descriptors: Vec<OwnedFd>,
+) -> Result<Option<SeqPacket>, HandoverError> {
+    let introduction =
+        Introduction::decode(bytes).map_err(|error| HandoverError::Protocol(error.to_string()))?;
     match (introduction.peer(), descriptors.into_iter().next()) {
         (Peer::Nobody, None) => Ok(None),
         (Peer::Connected, Some(end)) => SeqPacket::from_descriptor(end)
@@ -146,7 +160,9 @@ impl Complaint {
     }
 }
 
-async fn receive_keys(socket: &SeqPacket) -> io::Result<Zeroizing<Vec<u8>>> {
+/// What the running proxy hands over. Also for tests of that alone.
+#[doc(hidden)]
+pub async fn receive_keys(socket: &SeqPacket) -> io::Result<Zeroizing<Vec<u8>>> {
     let unexpected = || io::Error::new(io::ErrorKind::InvalidData, "unexpected answer");
     let mut buffer = Zeroizing::new(vec![0; PART]);
     let (length, _) = socket

@@ -129,10 +129,6 @@ impl ListenerSource {
 
 async fn from_agent(agent: &AgentSocket, uid: &str) -> Result<PodListeners, ListenersError> {
     let failed = |source| ListenersError::from(agent.failed(source));
-    let protocol = |reason: String| ListenersError::Protocol {
-        uid: uid.to_owned(),
-        reason,
-    };
     let socket = agent.connect()?;
     let request = ListenersRequest {
         uid: uid.to_owned(),
@@ -154,8 +150,25 @@ async fn from_agent(agent: &AgentSocket, uid: &str) -> Result<PodListeners, List
     let Some((length, descriptors)) = received else {
         return Err(failed(io::ErrorKind::UnexpectedEof.into()));
     };
-    let answer = ListenersResponse::decode(&buffer[..length])
-        .map_err(|error| protocol(error.to_string()))?;
+    parse(uid, &buffer[..length], descriptors)
+}
+
+/// Whether bytes from the agent's socket are an answer with these descriptors, for tests of that alone.
+#[doc(hidden)]
+pub fn understands(bytes: &[u8], descriptors: Vec<OwnedFd>) -> bool {
+    parse("", bytes, descriptors).is_ok()
+}
+
+fn parse(
+    uid: &str,
+    bytes: &[u8],
+    descriptors: Vec<OwnedFd>,
+) -> Result<PodListeners, ListenersError> {
+    let protocol = |reason: String| ListenersError::Protocol {
+        uid: uid.to_owned(),
+        reason,
+    };
+    let answer = ListenersResponse::decode(bytes).map_err(|error| protocol(error.to_string()))?;
     if !answer.error.is_empty() {
         return Err(ListenersError::Refused {
             uid: uid.to_owned(),

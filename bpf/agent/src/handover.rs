@@ -79,6 +79,11 @@ pub(crate) async fn serve(
     }
 }
 
+/// Hears one proxy, that came through no door and has the agent to itself.
+pub(crate) async fn hear(proxy: Connection) -> io::Result<()> {
+    attend(proxy, &Running::default(), Instant::now()).await
+}
+
 async fn attend(
     connection: Connection,
     running: &Running,

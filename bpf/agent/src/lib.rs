@@ -23,6 +23,8 @@ pub mod cluster;
 pub mod cni_chain;
 mod cni_server;
 mod config;
+#[doc(hidden)]
+pub mod conversation;
 mod discover;
 pub mod door;
 pub mod handover;

@@ -49,7 +49,7 @@ pub async fn serve(
     }
 }
 
-async fn converse(
+pub(crate) async fn converse(
     connection: &Connection,
     served: &watch::Receiver<Option<Arc<Served>>>,
 ) -> io::Result<()> {

@@ -132,7 +132,7 @@ pub struct Credentials {
 }
 
 impl Connection {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self { fd: register(fd)? })
     }
 

@@ -114,6 +114,19 @@ pub(crate) async fn serve(
     }
 }
 
+/// Tells one proxy, that came through no door.
+pub(crate) async fn hear(
+    connection: Connection,
+    served: watch::Receiver<Option<Arc<Served>>>,
+) -> Result<(), ZdsError> {
+    let proxy = Proxy {
+        connection,
+        pid: 0,
+        metrics: Metrics::default(),
+    };
+    proxy.follow(served).await
+}
+
 struct Proxy {
     connection: Connection,
     pid: i32,

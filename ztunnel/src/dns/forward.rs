@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, UdpSocket};
 
 use super::message;
 use crate::netns::Netns;
@@ -201,7 +201,7 @@ impl Forwarder {
 }
 
 /// One message of a TCP stream; none at its end.
-pub(crate) async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+pub async fn read_message(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 2];
     match stream.read_exact(&mut length).await {
         Ok(_) => {}
@@ -214,7 +214,10 @@ pub(crate) async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Ve
 }
 
 /// Length and message in one write.
-pub(crate) async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+pub async fn write_message(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &[u8],
+) -> io::Result<()> {
     let length = u16::try_from(message.len()).map_err(|_| {
         io::Error::new(io::ErrorKind::InvalidInput, "a message of over 65535 bytes")
     })?;

@@ -24,6 +24,8 @@ mod testing;
 
 pub use answer::{Answer, Transport, answer};
 pub use forward::{ForwardError, Forwarder, PodSockets, UpstreamSockets};
+#[doc(hidden)]
+pub use forward::{read_message, write_message};
 pub use names::View;
 pub use serve::{DnsClient, DnsOptions, DnsSockets, DnsStats, serve};
 
