@@ -1,0 +1,105 @@
+//! The pages: readiness and metrics for others, what is known on loopback.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use seine_telemetry::http::{self as pages, Request, Response};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::shared::Shared;
+
+/// Serves all pages.
+pub(crate) async fn start(shared: &Arc<Shared>) -> anyhow::Result<()> {
+    let config = &shared.config;
+    serve(
+        shared,
+        config.readiness_address,
+        |shared, request| match request.uri().path() {
+            "/healthz/ready" => shared.readiness.page(),
+            _ => pages::not_found(&["/healthz/ready"]),
+        },
+    )
+    .await?;
+    serve(
+        shared,
+        config.metrics_address,
+        |shared, request| match request.uri().path() {
+            "/metrics" => shared.telemetry.page(),
+            _ => pages::not_found(&["/metrics"]),
+        },
+    )
+    .await?;
+    serve(shared, config.admin_address, admin).await
+}
+
+async fn serve(
+    shared: &Arc<Shared>,
+    address: SocketAddr,
+    page: fn(&Shared, &Request) -> Response,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("listening on {address}"))?;
+    let shared = shared.clone();
+    tokio::spawn(pages::serve(listener, move |request| {
+        let answer = page(&shared, &request);
+        async move { answer }
+    }));
+    Ok(())
+}
+
+fn admin(shared: &Shared, request: &Request) -> Response {
+    match request.uri().path() {
+        "/config_dump" => pages::json(&configuration(shared)),
+        "/certificates" => pages::json(&certificates(shared)),
+        "/healthz/ready" => shared.readiness.page(),
+        "/metrics" => shared.telemetry.page(),
+        _ => pages::not_found(&[
+            "/config_dump",
+            "/certificates",
+            "/healthz/ready",
+            "/metrics",
+        ]),
+    }
+}
+
+fn configuration(shared: &Shared) -> Value {
+    let rules = shared.routes.all();
+    let services = shared.store.services();
+    let bound = services.iter().filter(|service| shared.serves(service));
+    json!({
+        "identity": shared.identity.to_string(),
+        "services": bound.map(|service| json!({
+            "name": service.key.to_string(),
+            "policies": service.policies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })).collect::<Value>(),
+        "routes": rules.iter().map(|rule| json!({
+            "name": rule.name,
+            "parents": rule.parents.iter()
+                .map(|(service, port)| json!([service.to_string(), port]))
+                .collect::<Value>(),
+            "matches": rule.matches.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>(),
+            "filters": rule.filters.iter().map(|f| format!("{f:?}")).collect::<Vec<_>>(),
+            "backends": rule.backends.iter().map(|backend| json!({
+                "service": backend.service.to_string(), "port": backend.port, "weight": backend.weight,
+                "refused": backend.refused,
+            })).collect::<Value>(),
+            "refused": rule.refused,
+        })).collect::<Value>(),
+    })
+}
+
+fn certificates(shared: &Shared) -> Value {
+    let status = shared.certificates.status();
+    let list = status.iter().map(|certificate| {
+        json!({
+            "identity": certificate.identity.to_string(),
+            "state": certificate.state.as_str(),
+            "serial": certificate.serial,
+            "secondsLeft": certificate.remaining.map(|left| left.as_secs()),
+            "lastError": certificate.last_error,
+        })
+    });
+    list.collect()
+}

@@ -1,0 +1,98 @@
+//! The settings of a waypoint, each a flag and an environment variable `SEINE_…`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLines {
+    /// `key=value` pairs.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The settings of a waypoint.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "seine-waypoint",
+    version,
+    about = "The L7 proxy of the Seine mesh"
+)]
+pub struct Config {
+    /// Name of this pod.
+    #[arg(long, env = "SEINE_POD_NAME")]
+    pub pod_name: String,
+    /// Namespace of this pod.
+    #[arg(long, env = "SEINE_POD_NAMESPACE")]
+    pub pod_namespace: String,
+    /// Address of this pod, in its xDS node id.
+    #[arg(long, env = "SEINE_POD_IP", default_value = "127.0.0.1")]
+    pub pod_ip: IpAddr,
+    /// Service account of this pod: who the waypoint is.
+    #[arg(long, env = "SEINE_SERVICE_ACCOUNT")]
+    pub service_account: String,
+
+    /// Where configuration comes from, `https://HOST:15012`.
+    #[arg(long, env = "SEINE_XDS_ADDRESS")]
+    pub xds_address: String,
+    /// Where certificates come from, `https://HOST:15012`.
+    #[arg(long, env = "SEINE_CA_ADDRESS")]
+    pub ca_address: String,
+    /// PEM file of the roots that vouch for the control plane's server certificate.
+    #[arg(long, env = "SEINE_CA_ROOTS")]
+    pub ca_roots: PathBuf,
+    /// The name in the control plane's server certificate.
+    #[arg(
+        long,
+        env = "SEINE_SERVER_NAME",
+        default_value = "seine-control.seine-system.svc"
+    )]
+    pub server_name: String,
+    /// File of the token that authenticates this proxy to the control plane; read anew for every use.
+    #[arg(long, env = "SEINE_TOKEN_FILE")]
+    pub token_file: PathBuf,
+    /// The trust domain of this cluster's identities.
+    #[arg(long, env = "SEINE_TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Name of the cluster.
+    #[arg(long, env = "SEINE_CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Name of the network that this pod is on.
+    #[arg(long, env = "SEINE_NETWORK", default_value = "")]
+    pub network: String,
+
+    /// Where tunnels are taken.
+    #[arg(long, env = "SEINE_LISTEN", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15008)))]
+    pub listen: SocketAddr,
+    /// Admin endpoint. Whoever reaches it can read the configuration.
+    #[arg(long, env = "SEINE_ADMIN_ADDRESS", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)))]
+    pub admin_address: SocketAddr,
+    /// Prometheus endpoint.
+    #[arg(long, env = "SEINE_METRICS_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15020)))]
+    pub metrics_address: SocketAddr,
+    /// Readiness endpoint.
+    #[arg(long, env = "SEINE_READINESS_ADDRESS", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15021)))]
+    pub readiness_address: SocketAddr,
+    /// How lines are written.
+    #[arg(long, env = "SEINE_LOG_LINES", value_enum, default_value = "text")]
+    pub log_lines: LogLines,
+    /// Log filter; `access=off` leaves out a line for each request.
+    #[arg(long, env = "SEINE_LOG", default_value = "info")]
+    pub log: String,
+
+    /// How long a request waits for policies that are known by name alone before it is denied.
+    #[arg(long, env = "SEINE_POLICY_WAIT_MS", default_value = "5000", value_parser = millis)]
+    pub policy_wait: Duration,
+    /// How long requests may go on after SIGTERM. Kubernetes kills after 30 s by default.
+    #[arg(long, env = "SEINE_DRAIN_MS", default_value = "20000", value_parser = millis)]
+    pub drain: Duration,
+}
+
+fn millis(text: &str) -> Result<Duration, String> {
+    let number = text.parse().map(Duration::from_millis);
+    number.map_err(|error| format!("{text:?} is no number of milliseconds: {error}"))
+}

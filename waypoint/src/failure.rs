@@ -1,0 +1,125 @@
+//! Why a request was not answered by a backend: what the client is told, whose fault it was, and the flag of the log.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::StatusCode;
+use seine_hbone::{Fault, OpenError};
+use seine_policy::Reason;
+
+use crate::head::BadHead;
+
+/// What went wrong with a request or a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A request that two readers could understand in two ways.
+    #[error("{0}")]
+    BadRequest(#[from] BadHead),
+    /// Policy, or the absence of it.
+    #[error("{0}")]
+    Denied(Reason),
+    /// No rule matches.
+    #[error("the service has routes, and none matches")]
+    NoRoute,
+    /// A rule that can't be obeyed, or one without a backend that takes requests.
+    #[error("route {rule}: {reason}")]
+    Route {
+        /// The rule.
+        rule: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Nothing can take the request.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A backend that is not meshed does not accept.
+    #[error("can't connect to {to}: {source}")]
+    Connect {
+        /// The backend.
+        to: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No stream to the destination's proxy.
+    #[error("{0}")]
+    Tunnel(#[from] OpenError),
+    /// This waypoint has no certificate.
+    #[error("no certificate for {identity}: {reason}")]
+    NoCertificate {
+        /// Its identity.
+        identity: String,
+        /// What the certificate manager said.
+        reason: String,
+    },
+    /// The backend's answer is not HTTP, or it broke off.
+    #[error("the backend did not answer: {0}")]
+    Upstream(hyper::Error),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+impl Failure {
+    /// What the client is told.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Route { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unavailable(_) | Self::Connect { .. } | Self::NoCertificate { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Tunnel(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Upstream(_) => StatusCode::BAD_GATEWAY,
+            Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// One word for logs and metrics.
+    pub fn flag(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "BAD_REQUEST",
+            Self::Denied(_) => "DENY",
+            Self::NoRoute => "NO_ROUTE",
+            Self::Route { .. } => "ROUTE",
+            Self::Unavailable(_) => "NO_ENDPOINT",
+            Self::Connect { .. } | Self::Tunnel(_) => "CONNECT",
+            Self::NoCertificate { .. } => "IDENTITY",
+            Self::Upstream(_) => "UPSTREAM",
+            Self::Timeout(_) => "TIMEOUT",
+        }
+    }
+
+    /// Whose fault it was.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::BadRequest(_) | Self::Denied(_) | Self::NoRoute => Fault::Downstream,
+            Self::Route { .. } | Self::NoCertificate { .. } => Fault::Internal,
+            Self::Unavailable(_)
+            | Self::Connect { .. }
+            | Self::Tunnel(_)
+            | Self::Upstream(_)
+            | Self::Timeout(_) => Fault::Upstream,
+        }
+    }
+
+    /// Whether the backend has certainly seen nothing, so that another one may be asked.
+    pub fn left_no_trace(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Tunnel(error) => error.retryable(),
+            _ => false,
+        }
+    }
+}
+
+/// As logs name it.
+pub fn fault_name(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Upstream => "upstream",
+        Fault::Downstream => "downstream",
+        Fault::Internal => "internal",
+    }
+}

@@ -1,0 +1,399 @@
+//! Which rule decides about a request, by the precedence of the Gateway API, and what it makes of the URL. Pure.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, Method};
+use rand::{Rng, RngExt};
+use seine_workload::ServiceKey;
+
+use crate::path;
+use crate::rule::{Backend, Match, PathChange, PathMatch, Rule};
+
+/// A request, as far as matches look at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The normalised path.
+    pub path: &'a str,
+    /// What follows `?`.
+    pub query: Option<&'a str>,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// What the rules about a service say of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// No rule is about the port: it goes to the service itself.
+    NoRules,
+    /// There are rules, and none matches.
+    NoMatch,
+    /// This rule decides; of its matches, the one of this index is the best.
+    Rule(Arc<Rule>, usize),
+}
+
+/// Chooses among the rules about a service, which are in the order of their age.
+///
+/// A route of another namespace than the service's is about the clients of its own namespace, and for them comes in the
+/// place of the service's own routes.
+pub fn choose(
+    rules: &[Arc<Rule>],
+    service: &ServiceKey,
+    port: u16,
+    client_namespace: &str,
+    asked: &Asked<'_>,
+) -> Choice {
+    let of_port = |rule: &&Arc<Rule>| {
+        let mut parents = rule.parents.iter();
+        parents.any(|(parent, of)| parent == service && of.is_none_or(|of| of == port))
+    };
+    let own = |rule: &&Arc<Rule>| *rule.namespace == *service.namespace;
+    let consumers = |rule: &&Arc<Rule>| !own(rule) && rule.namespace == client_namespace;
+    let attached = || rules.iter().filter(of_port);
+    let candidates: Vec<&Arc<Rule>> = match attached().any(|rule| consumers(&rule)) {
+        true => attached().filter(consumers).collect(),
+        false => attached().filter(own).collect(),
+    };
+    if candidates.is_empty() {
+        return Choice::NoRules;
+    }
+    let mut best: Option<(Rank, &Arc<Rule>, usize)> = None;
+    for rule in candidates {
+        for (index, wanted) in rule.matches.iter().enumerate() {
+            let rank = Rank::of(wanted);
+            // Of equal ones the first stays: that of the older route, then of the earlier rule.
+            let better = best.as_ref().is_none_or(|(held, ..)| rank > *held);
+            if better && wanted.matches(asked) {
+                best = Some((rank, rule, index));
+            }
+        }
+    }
+    match best {
+        Some((_, rule, index)) => Choice::Rule(rule.clone(), index),
+        None => Choice::NoMatch,
+    }
+}
+
+/// How specific a match is, the most important first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    exact: bool,
+    prefix: usize,
+    method: bool,
+    headers: usize,
+    query: usize,
+}
+
+impl Rank {
+    fn of(wanted: &Match) -> Self {
+        let (exact, prefix) = match &wanted.path {
+            PathMatch::Exact(_) => (true, 0),
+            PathMatch::Prefix(prefix) => (false, prefix.chars().count()),
+        };
+        Self {
+            exact,
+            prefix,
+            method: wanted.method.is_some(),
+            headers: wanted.headers.len(),
+            query: wanted.query.len(),
+        }
+    }
+}
+
+impl Match {
+    fn matches(&self, asked: &Asked<'_>) -> bool {
+        let path = match &self.path {
+            PathMatch::Exact(path) => path == asked.path,
+            PathMatch::Prefix(prefix) => after_prefix(asked.path, prefix).is_some(),
+        };
+        let header = |(name, value): &(HeaderName, String)| {
+            let mut values = asked.headers.get_all(name).iter();
+            values.any(|found| found.as_bytes() == value.as_bytes())
+        };
+        let query = |(name, value): &(String, String)| {
+            let pairs = asked.query.unwrap_or_default().split('&');
+            let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+            // Of a parameter that occurs twice the first counts.
+            pairs
+                .find(|(found, _)| path::decode(found) == name.as_bytes())
+                .is_some_and(|(_, found)| path::decode(found) == value.as_bytes())
+        };
+        path && self.method.as_ref().is_none_or(|m| m == asked.method)
+            && self.headers.iter().all(header)
+            && self.query.iter().all(query)
+    }
+}
+
+/// What follows a prefix of whole segments.
+fn after_prefix<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix)?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+impl PathChange {
+    /// The new path of a request that this match matched.
+    pub fn apply(&self, path: &str, matched: &PathMatch) -> String {
+        let changed = match (self, matched) {
+            (Self::Full(full), _) => full.clone(),
+            (Self::Prefix(new), PathMatch::Prefix(prefix)) => {
+                let rest = after_prefix(path, prefix).unwrap_or(path);
+                format!("{}{rest}", new.trim_end_matches('/'))
+            }
+            // The Gateway API allows it with a prefix alone.
+            (Self::Prefix(_), PathMatch::Exact(_)) => path.to_owned(),
+        };
+        match changed.starts_with('/') {
+            true => changed,
+            false => format!("/{changed}"),
+        }
+    }
+}
+
+/// One of the backends, by weight; `None`: there is none that takes requests.
+pub fn pick<'a>(backends: &'a [Backend], random: &mut impl Rng) -> Option<&'a Backend> {
+    let total: u64 = backends
+        .iter()
+        .map(|backend| u64::from(backend.weight))
+        .sum();
+    if total == 0 {
+        return None;
+    }
+    let mut drawn = random.random_range(0..total);
+    backends.iter().find(|backend| {
+        let weight = u64::from(backend.weight);
+        let hit = drawn < weight;
+        drawn = drawn.saturating_sub(weight);
+        hit
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seine_proto::waypoint as wire;
+
+    const WEB: &str = "web.shop.svc.cluster.local";
+
+    /// A rule for each match `exact|prefix path [method] [h=v]… [?q=v]…`, named by its index; `created` is its age.
+    fn rule(namespace: &str, name: &str, created: i64, matches: &[&str]) -> Arc<Rule> {
+        let one = |text: &&str| {
+            let mut found = wire::Match::default();
+            for (index, word) in text.split(' ').enumerate() {
+                let pair = |text: &str| {
+                    let (name, value) = text.split_once('=').unwrap();
+                    wire::Pair {
+                        name: name.into(),
+                        value: value.into(),
+                    }
+                };
+                match (index, word.strip_prefix('?')) {
+                    (0, _) => {
+                        found.path = Some(match word.strip_suffix('*') {
+                            Some(prefix) => wire::r#match::Path::Prefix(prefix.into()),
+                            None => wire::r#match::Path::Exact(word.into()),
+                        });
+                    }
+                    (_, Some(query)) => found.query.push(pair(query)),
+                    (_, None) if word.contains('=') => found.headers.push(pair(word)),
+                    (_, None) => found.method = word.into(),
+                }
+            }
+            found
+        };
+        let message = wire::RouteRule {
+            kind: "HTTPRoute".into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            created,
+            parents: vec![wire::Parent {
+                namespace: "shop".into(),
+                hostname: WEB.into(),
+                port: 80,
+            }],
+            matches: matches.iter().map(one).collect(),
+            ..Default::default()
+        };
+        Arc::new(Rule::parse(name, &message).unwrap())
+    }
+
+    fn chosen(rules: &[Arc<Rule>], from: &str, request: &str) -> String {
+        let (method, rest) = request.split_once(' ').unwrap();
+        let (url, headers) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (path, query) = match url.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (url, None),
+        };
+        let mut map = HeaderMap::new();
+        for (name, value) in headers.split(' ').filter_map(|pair| pair.split_once('=')) {
+            map.append(
+                name.parse::<http::HeaderName>().unwrap(),
+                value.parse().unwrap(),
+            );
+        }
+        let asked = Asked {
+            method: &method.parse().unwrap(),
+            path,
+            query,
+            headers: &map,
+        };
+        let service = ServiceKey {
+            namespace: "shop".into(),
+            hostname: WEB.into(),
+        };
+        let mut sorted = rules.to_vec();
+        sorted.sort_by(|a, b| a.age.cmp(&b.age));
+        match choose(&sorted, &service, 80, from, &asked) {
+            Choice::NoRules => "no rules".into(),
+            Choice::NoMatch => "no match".into(),
+            Choice::Rule(rule, index) => format!("{}:{index}", rule.name),
+        }
+    }
+
+    #[test]
+    fn the_most_specific_match_wins_in_the_order_of_the_gateway_api() {
+        // Each next one beats all before it, whatever the order of the rules.
+        let ladder = [
+            "/*",
+            "/* ?a=1",
+            "/a* ?a=1 ?b=2",
+            "/a* x=1",
+            "/a* x=1 ?a=1",
+            "/a* x=1 y=1",
+            "/a* GET",
+            "/a* GET x=1",
+            "/a/b*",
+            "/a/b",
+        ];
+        for count in 1..=ladder.len() {
+            for backwards in [false, true] {
+                let mut rules: Vec<_> = (0..count)
+                    .map(|index| rule("shop", &format!("r{index}"), 1, &ladder[index..=index]))
+                    .collect();
+                if backwards {
+                    rules.reverse();
+                }
+                let found = chosen(&rules, "shop", "GET /a/b?a=1&b=2 x=1 y=1");
+                assert_eq!(found, format!("r{}:0", count - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn of_equal_matches_the_older_route_wins_then_the_name_then_the_first_match() {
+        let rules = [
+            rule("shop", "b", 1, &["/a*"]),
+            rule("shop", "c", 1, &["/a*"]),
+            rule("shop", "a", 2, &["/a*"]),
+            rule("shop", "unknown", 0, &["/a*"]),
+        ];
+        assert_eq!(chosen(&rules, "shop", "GET /a"), "b:0");
+        let two = [rule("shop", "a", 1, &["/b", "/a", "/a"])];
+        assert_eq!(chosen(&two, "shop", "GET /a"), "a:1");
+    }
+
+    #[test]
+    fn prefixes_are_of_whole_segments_and_exact_is_exact() {
+        let rules = [
+            rule("shop", "r", 1, &["/a/*"]),
+            rule("shop", "e", 1, &["/exact"]),
+        ];
+        for (path, found) in [
+            ("/a", "r:0"),
+            ("/a/", "r:0"),
+            ("/a/b", "r:0"),
+            ("/ab", "no match"),
+            ("/exact", "e:0"),
+            ("/exact/", "no match"),
+            ("/Exact", "no match"),
+        ] {
+            assert_eq!(
+                chosen(&rules, "shop", &format!("GET {path}")),
+                found,
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_a_query_parameter_that_occurs_twice_the_first_counts_and_values_are_decoded() {
+        let rules = [rule("shop", "r", 1, &["/* ?a=1+2"])];
+        for (query, found) in [
+            ("a=1%2B2", "r:0"),
+            ("b=&a=1%2b2&a=3", "r:0"),
+            ("a=3&a=1%2B2", "no match"),
+            ("a", "no match"),
+            ("%61=1%2B2", "r:0"),
+        ] {
+            assert_eq!(
+                chosen(&rules, "shop", &format!("GET /?{query}")),
+                found,
+                "{query}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_consumers_route_is_for_its_own_namespace_and_in_the_place_of_the_producers() {
+        let rules = [
+            rule("shop", "producer", 1, &["/a"]),
+            rule("team", "consumer", 2, &["/*"]),
+        ];
+        assert_eq!(chosen(&rules, "team", "GET /a"), "consumer:0");
+        assert_eq!(chosen(&rules, "shop", "GET /a"), "producer:0");
+        assert_eq!(chosen(&rules, "other", "GET /b"), "no match");
+        assert_eq!(chosen(&rules[1..], "other", "GET /b"), "no rules");
+    }
+
+    #[test]
+    fn a_prefix_is_replaced_as_the_gateway_api_s_table_says() {
+        let replaced = |path: &str, prefix: &str, new: &str| {
+            let prefix = PathMatch::Prefix(prefix.trim_end_matches('/').into());
+            PathChange::Prefix(new.into()).apply(path, &prefix)
+        };
+        for (path, prefix, new, found) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo/bar", "/foo", "", "/bar"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo", "/foo", "", "/"),
+            ("/foo/", "/foo", "/", "/"),
+            ("/foo", "/foo", "/", "/"),
+            ("/a", "/", "/x", "/x/a"),
+        ] {
+            assert_eq!(replaced(path, prefix, new), found, "{path} {prefix} {new}");
+        }
+    }
+
+    #[test]
+    fn each_backend_gets_its_share_and_one_without_weight_none() {
+        let backend = |weight| Backend {
+            service: ServiceKey {
+                namespace: "shop".into(),
+                hostname: WEB.into(),
+            },
+            port: 80,
+            weight,
+            filters: Vec::new(),
+            refused: None,
+        };
+        let backends = [backend(3), backend(0), backend(1)];
+        let mut counts = [0; 3];
+        for _ in 0..4000 {
+            let picked = pick(&backends, &mut rand::rng()).unwrap();
+            counts[backends
+                .iter()
+                .position(|b| b.weight == picked.weight)
+                .unwrap()] += 1;
+        }
+        assert!(
+            (2700..3300).contains(&counts[0]) && counts[1] == 0,
+            "{counts:?}"
+        );
+        assert!(pick(&backends[1..2], &mut rand::rng()).is_none());
+    }
+}

@@ -1,0 +1,181 @@
+//! The rules that the control plane has sent, by the service that they are about.
+//!
+//! One writer, the configuration's task; requests read a service's list and keep it while they need it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use prost::Message;
+use seine_proto::ROUTE_RULE_TYPE;
+use seine_proto::discovery::Resource;
+use seine_proto::waypoint::RouteRule;
+use seine_workload::{ServiceKey, Store};
+use seine_xds::{Handler, Refused};
+
+use crate::rule::Rule;
+
+/// The rules.
+#[derive(Debug, Default)]
+pub struct Routes(RwLock<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Version and rule by name.
+    held: HashMap<String, (String, Arc<Rule>)>,
+    by_service: HashMap<ServiceKey, Arc<[Arc<Rule>]>>,
+}
+
+impl Routes {
+    /// The rules about a service, the oldest first.
+    pub fn of(&self, service: &ServiceKey) -> Arc<[Arc<Rule>]> {
+        let found = self.0.read().by_service.get(service).cloned();
+        found.unwrap_or_default()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Rule>> {
+        let state = self.0.read();
+        let mut all: Vec<_> = state.held.values().map(|(_, rule)| rule.clone()).collect();
+        all.sort_by(|a, b| a.age.cmp(&b.age));
+        all
+    }
+
+    fn versions(&self) -> HashMap<String, String> {
+        let state = self.0.read();
+        let held = state.held.iter();
+        held.map(|(name, (version, _))| (name.clone(), version.clone()))
+            .collect()
+    }
+
+    /// Applies what the control plane sent. Of a rule that can't be read the earlier version stays in force.
+    pub fn apply(&self, resources: &[Resource], removed: &[String]) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        let mut state = self.0.write();
+        for name in removed {
+            state.held.remove(name);
+        }
+        for resource in resources {
+            match parse(resource) {
+                Ok(rule) => {
+                    let held = (resource.version.clone(), Arc::new(rule));
+                    state.held.insert(resource.name.clone(), held);
+                }
+                Err(problem) => refused.push(Refused {
+                    name: resource.name.clone(),
+                    problem,
+                }),
+            }
+        }
+        let mut by_service: HashMap<ServiceKey, Vec<Arc<Rule>>> = HashMap::new();
+        for (_, rule) in state.held.values() {
+            for (service, _) in &rule.parents {
+                let list = by_service.entry(service.clone()).or_default();
+                if list.last().is_none_or(|last| !Arc::ptr_eq(last, rule)) {
+                    list.push(rule.clone());
+                }
+            }
+        }
+        state.by_service = by_service
+            .into_iter()
+            .map(|(service, mut rules)| {
+                rules.sort_by(|a, b| a.age.cmp(&b.age));
+                (service, rules.into())
+            })
+            .collect();
+        refused
+    }
+}
+
+fn parse(resource: &Resource) -> Result<Rule, String> {
+    let body = resource.resource.as_ref().ok_or("it has no content")?;
+    let message = RouteRule::decode(&*body.value).map_err(|error| error.to_string())?;
+    Rule::parse(&resource.name, &message)
+}
+
+/// Everything that the control plane tells a waypoint.
+pub struct Configuration {
+    /// Workloads, services and policies.
+    pub store: Arc<Store>,
+    /// Rules of routes.
+    pub routes: Arc<Routes>,
+}
+
+impl Handler for Configuration {
+    fn held(&self, type_url: &str) -> HashMap<String, String> {
+        match type_url {
+            ROUTE_RULE_TYPE => self.routes.versions(),
+            _ => self.store.held(type_url),
+        }
+    }
+
+    fn apply(&self, type_url: &str, resources: &[Resource], removed: &[String]) -> Vec<Refused> {
+        match type_url {
+            ROUTE_RULE_TYPE => self.routes.apply(resources, removed),
+            _ => self.store.apply(type_url, resources, removed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seine_proto::waypoint::{Match, Parent, r#match};
+
+    fn resource(name: &str, version: &str, path: Option<&str>) -> Resource {
+        let message = RouteRule {
+            namespace: "shop".into(),
+            name: name.into(),
+            parents: ["web", "api"]
+                .map(|host| Parent {
+                    namespace: "shop".into(),
+                    hostname: host.into(),
+                    port: 0,
+                })
+                .to_vec(),
+            matches: vec![Match {
+                path: path.map(|path| r#match::Path::Exact(path.into())),
+                ..Match::default()
+            }],
+            ..RouteRule::default()
+        };
+        Resource {
+            name: name.into(),
+            version: version.into(),
+            resource: Some(prost_types::Any {
+                type_url: ROUTE_RULE_TYPE.into(),
+                value: message.encode_to_vec(),
+            }),
+            ..Resource::default()
+        }
+    }
+
+    #[test]
+    fn rules_are_found_by_service_and_a_bad_one_leaves_the_earlier_in_force() {
+        let routes = Routes::default();
+        let service = |host: &str| ServiceKey {
+            namespace: "shop".into(),
+            hostname: host.into(),
+        };
+        let names = |host: &str| {
+            let found = routes.of(&service(host));
+            found
+                .iter()
+                .map(|rule| rule.name.clone())
+                .collect::<Vec<_>>()
+        };
+        let both = [
+            resource("b", "1", Some("/b")),
+            resource("a", "1", Some("/a")),
+        ];
+        assert_eq!(routes.apply(&both, &[]), []);
+        assert_eq!(names("web"), ["a", "b"]);
+        assert_eq!(names("api"), ["a", "b"]);
+        assert!(names("other").is_empty());
+
+        let refused = routes.apply(&[resource("a", "2", None)], &["b".to_owned()]);
+        assert_eq!(refused.len(), 1);
+        assert_eq!(names("web"), ["a"]);
+        assert_eq!(routes.versions()["a"], "1");
+    }
+}

@@ -1,0 +1,62 @@
+//! What all tasks share.
+
+use std::sync::Arc;
+
+use seine_hbone::Settings;
+use seine_identity::{CertificateManager, Identity};
+use seine_telemetry::Readiness;
+use seine_workload::{GatewayDestination, Service, Store, Workload};
+
+use crate::config::Config;
+use crate::routes::Routes;
+use crate::telemetry::Telemetry;
+use crate::upstream::Upstreams;
+
+/// What all tasks share.
+pub struct Shared {
+    /// The settings.
+    pub config: Config,
+    /// Who this waypoint is.
+    pub identity: Identity,
+    /// Workloads, services and policies.
+    pub store: Arc<Store>,
+    /// Rules of routes.
+    pub routes: Arc<Routes>,
+    /// Certificates.
+    pub certificates: CertificateManager,
+    /// Sizes and times of tunnels.
+    pub hbone: Arc<Settings>,
+    /// Connections to backends.
+    pub upstreams: Arc<Upstreams>,
+    /// Access log and metrics.
+    pub telemetry: Telemetry,
+    /// Whether requests can be taken.
+    pub readiness: Readiness,
+}
+
+impl Shared {
+    /// The workload that this waypoint is.
+    pub(crate) fn own_workload(&self) -> Option<Arc<Workload>> {
+        let config = &self.config;
+        self.store
+            .pod(&config.cluster_id, &config.pod_namespace, &config.pod_name)
+    }
+
+    /// Whether a service is bound to this waypoint. For any other it is no relay.
+    pub(crate) fn serves(&self, service: &Service) -> bool {
+        let weighted = service.weighted_waypoints.iter();
+        let weighted = weighted.map(|waypoint| &waypoint.destination);
+        let gateways = service.waypoint.as_deref().into_iter().chain(weighted);
+        let Some(own) = self.own_workload() else {
+            return false;
+        };
+        gateways
+            .into_iter()
+            .any(|gateway| match &gateway.destination {
+                GatewayDestination::Service(key) => {
+                    own.services.iter().any(|(service, _)| service == key)
+                }
+                GatewayDestination::Address(address) => own.addresses.contains(&address.address),
+            })
+    }
+}

@@ -1,0 +1,282 @@
+//! One line and one count for each request, when its answer has been sent.
+
+use std::fmt::{Display, Write as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use seine_policy::Decision;
+
+use crate::failure::{Failure, fault_name};
+use crate::request::Body;
+use crate::serve::Bound;
+use crate::upstream::Endpoint;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What is known of a request, or of a connection that nobody parses.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) bound: Bound,
+    pub(crate) method: Option<Method>,
+    pub(crate) version: Version,
+    pub(crate) host: String,
+    pub(crate) path: String,
+    pub(crate) rule: Option<String>,
+    pub(crate) backend: Option<String>,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) decision: Option<Decision>,
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) failure: Option<Failure>,
+    pub(crate) bytes: u64,
+    /// The answer's body ended in order.
+    pub(crate) complete: bool,
+    began: Instant,
+}
+
+impl Entry {
+    pub(crate) fn of_connection(bound: &Bound) -> Self {
+        Self {
+            bound: bound.clone(),
+            method: None,
+            version: Version::HTTP_11,
+            host: String::new(),
+            path: String::new(),
+            rule: None,
+            backend: None,
+            endpoint: None,
+            decision: None,
+            status: None,
+            failure: None,
+            bytes: 0,
+            complete: true,
+            began: Instant::now(),
+        }
+    }
+
+    pub(crate) fn of_request(bound: &Bound, request: &Request<Incoming>) -> Self {
+        Self {
+            method: Some(request.method().clone()),
+            version: request.version(),
+            complete: false,
+            ..Self::of_connection(bound)
+        }
+    }
+}
+
+/// Bounded whatever clients send: the services and backends are those of the mesh, methods those that are known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    service: String,
+    method: String,
+    status: String,
+    backend: String,
+    flag: String,
+}
+
+/// Access log and metrics.
+#[derive(Clone, Debug)]
+pub struct Telemetry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Mutex<Registry>,
+    requests: Family<Labels, Counter>,
+    duration: Histogram,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let requests = Family::<Labels, Counter>::default();
+        // From 1 ms to half a minute.
+        let duration = Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        registry.register(
+            "http_server_requests",
+            "Requests answered, by service, method, status, backend and what went wrong",
+            requests.clone(),
+        );
+        registry.register_with_unit(
+            "http_server_request_duration",
+            "From the head of a request to the end of its answer",
+            Unit::Seconds,
+            duration.clone(),
+        );
+        Self(Arc::new(Inner {
+            registry: Mutex::new(registry),
+            requests,
+            duration,
+        }))
+    }
+}
+
+impl Telemetry {
+    /// The metrics in the OpenMetrics text format.
+    pub fn page(&self) -> seine_telemetry::http::Response {
+        seine_telemetry::http::metrics(&self.0.registry.lock())
+    }
+
+    /// Has the request logged when its answer has been sent.
+    pub(crate) fn log(&self, response: Response<Body>, entry: Entry) -> Response<LoggedBody> {
+        response.map(|body| LoggedBody {
+            body,
+            telemetry: self.clone(),
+            entry,
+        })
+    }
+
+    pub(crate) fn write(&self, entry: &Entry) {
+        let took = entry.began.elapsed();
+        let flag = match (&entry.failure, entry.complete) {
+            (Some(failure), _) => failure.flag(),
+            (None, false) => "INCOMPLETE",
+            (None, true) => "-",
+        };
+        tracing::info!(target: "access", "{}", line(entry, flag, took));
+        let Some(method) = &entry.method else { return };
+        let labels = Labels {
+            service: entry.bound.service.key.hostname.to_string(),
+            method: known_method(method).to_owned(),
+            status: entry
+                .status
+                .map_or_else(String::new, |status| status.as_u16().to_string()),
+            backend: entry.backend.clone().unwrap_or_default(),
+            flag: flag.to_owned(),
+        };
+        self.0.requests.get_or_create(&labels).inc();
+        self.0.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// `key=value` pairs, those that are known. What a client chose is quoted where it could look like another pair.
+fn line(entry: &Entry, flag: &str, took: Duration) -> String {
+    let bound = &entry.bound;
+    let mut line = String::from(match entry.method {
+        Some(_) => "request",
+        None => "connection",
+    });
+    let mut pair = |key: &str, value: &dyn Display| {
+        let text = value.to_string();
+        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=');
+        if text.is_empty() {
+            return;
+        }
+        // Writing to a string does not fail.
+        let _ = match text.bytes().all(plain) {
+            true => write!(line, " {key}={text}"),
+            false => write!(line, " {key}={text:?}"),
+        };
+    };
+    pair("src.addr", &bound.first.address);
+    pair("src.identity", &bound.first.identity);
+    pair("dst.service", &bound.service.key.hostname);
+    pair("dst.port", &bound.port);
+    if let Some(method) = &entry.method {
+        pair("method", method);
+        pair("host", &entry.host);
+        pair("path", &entry.path);
+        pair("protocol", &format_args!("{:?}", entry.version));
+    }
+    if let Some(status) = entry.status {
+        pair("status", &status.as_u16());
+    }
+    if let Some(rule) = &entry.rule {
+        pair("route", rule);
+    }
+    if let Some(backend) = &entry.backend {
+        pair("backend", backend);
+    }
+    if let Some(endpoint) = &entry.endpoint {
+        pair("endpoint", &endpoint.address);
+    }
+    if let Some(decision) = &entry.decision {
+        if let Some(policy) = decision.because.policy() {
+            pair("policy", policy);
+        }
+        if decision.would_deny() {
+            pair("would_deny", &true);
+        }
+    }
+    pair("bytes", &entry.bytes);
+    pair("duration_ms", &took.as_millis());
+    pair("response_flags", &flag);
+    if let Some(failure) = &entry.failure {
+        pair("fault", &fault_name(failure.fault()));
+        pair("error", failure);
+    }
+    line
+}
+
+/// As OpenTelemetry's conventions want it: clients must not make series.
+fn known_method(method: &Method) -> &str {
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::PATCH,
+        Method::TRACE,
+    ];
+    match known.contains(method) {
+        true => method.as_str(),
+        false => "_OTHER",
+    }
+}
+
+/// An answer's body; when it is dropped, the request is logged.
+pub(crate) struct LoggedBody {
+    body: Body,
+    telemetry: Telemetry,
+    entry: Entry,
+}
+
+impl hyper::body::Body for LoggedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let data = frame.data_ref().map_or(0, Bytes::len);
+                this.entry.bytes += data as u64;
+            }
+            Poll::Ready(None) => this.entry.complete = true,
+            _ => {}
+        }
+        // One whose end is known from its length may not be polled again.
+        this.entry.complete |= this.body.is_end_stream();
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for LoggedBody {
+    fn drop(&mut self) {
+        self.entry.complete |= self.body.is_end_stream();
+        self.telemetry.write(&self.entry);
+    }
+}

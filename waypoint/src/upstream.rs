@@ -1,0 +1,396 @@
+//! Connections to backends: HTTP over a stream to the destination's proxy, or over plain TCP to one that is not meshed.
+//!
+//! A connection is for one client's identity and address alone, since the destination judges whom its stream was opened
+//! for; requests of others never share it.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
+use seine_hbone::{
+    Authority, ConnectRequest, Connected, Connector, Forwarded, Io, Pool, ProxyKind, TunnelKey,
+};
+use seine_identity::{AcceptedIdentities, CertificateManager, Identity};
+use seine_workload::{Destination, HBONE_PORT, Service, Target, Transport};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::failure::Failure;
+use crate::shared::Shared;
+
+/// A connection that nobody used for this long is closed.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a backend that is not meshed may take to accept.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How many endpoints are tried.
+const ATTEMPTS: usize = 3;
+
+type Request = http::Request<Incoming>;
+type Response = http::Response<Incoming>;
+/// A failure, and the request where the backend has certainly not seen it.
+type Unanswered = (Failure, Option<Box<Request>>);
+
+/// For whom a request is made.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct First {
+    /// Whom TLS verified.
+    pub identity: Identity,
+    /// Where its connection comes from.
+    pub address: SocketAddr,
+}
+
+/// An endpoint of a backend.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The name of its workload.
+    pub uid: Arc<str>,
+    /// Where its application listens.
+    pub address: SocketAddr,
+    service: Arc<Service>,
+    /// Who its proxy may be; `None` without a proxy.
+    peers: Option<AcceptedIdentities>,
+}
+
+/// What is asked, by whom, and in which version.
+pub(crate) struct Wanted<'a> {
+    pub(crate) service: &'a Arc<Service>,
+    pub(crate) port: u16,
+    pub(crate) first: &'a First,
+    /// HTTP/2.
+    pub(crate) two: bool,
+}
+
+/// Finds an endpoint of a service that was not tried yet.
+pub(crate) fn endpoint(
+    shared: &Shared,
+    service: &Arc<Service>,
+    port: u16,
+    tried: &[Arc<str>],
+) -> Result<Endpoint, Failure> {
+    let own = shared.own_workload();
+    let found = shared
+        .store
+        .resolve_backend(service, port, own.as_deref(), tried)
+        .map_err(|error| Failure::Unavailable(error.to_string()))?;
+    let unusable = |why: &str| {
+        let key = &service.key;
+        Err(Failure::Unavailable(format!("{key} port {port}: {why}")))
+    };
+    let Destination::Workload(upstream) = found else {
+        return unusable("its load balancing leaves no choice to a waypoint");
+    };
+    let peers = match &upstream.transport {
+        Transport::Hbone => Some(upstream.identities()),
+        Transport::Tcp => None,
+        Transport::Gateway { .. } => return unusable("it is on another network"),
+    };
+    let Target::Address(address) = upstream.target else {
+        return unusable("its workload has no address");
+    };
+    Ok(Endpoint {
+        uid: upstream.workload.uid.clone(),
+        address,
+        service: service.clone(),
+        peers,
+    })
+}
+
+/// What requests must have in common to share a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    address: SocketAddr,
+    peers: Option<AcceptedIdentities>,
+    identity: Identity,
+    from: IpAddr,
+    two: bool,
+    /// Of our certificate and trust.
+    generation: u64,
+}
+
+enum Sender {
+    One(http1::SendRequest<Incoming>),
+    Two(http2::SendRequest<Incoming>),
+}
+
+struct Idle {
+    sender: Sender,
+    since: Instant,
+}
+
+/// All connections to backends.
+pub struct Upstreams {
+    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    tunnels: Pool,
+    connector: Arc<dyn Connector>,
+}
+
+impl Upstreams {
+    /// None yet. Starts a task, so it has to be called within a tokio runtime.
+    pub(crate) fn new(tunnels: Pool, certificates: CertificateManager) -> Arc<Self> {
+        let upstreams = Arc::new(Self {
+            idle: Mutex::default(),
+            tunnels,
+            connector: Arc::new(Dial { certificates }),
+        });
+        let swept = Arc::downgrade(&upstreams);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(IDLE / 4).await;
+                let Some(upstreams) = swept.upgrade() else {
+                    return;
+                };
+                upstreams.sweep();
+            }
+        });
+        upstreams
+    }
+
+    /// Live tunnels and streams.
+    pub fn stats(&self) -> seine_hbone::Stats {
+        self.tunnels.stats()
+    }
+
+    /// Sends a request to a service's backend and waits for the head of the answer. Where an endpoint can't be
+    /// reached, another one is tried. `seen` is the last one.
+    pub(crate) async fn send(
+        &self,
+        shared: &Shared,
+        to: &Wanted<'_>,
+        mut request: Request,
+        seen: &mut Option<Endpoint>,
+    ) -> Result<Response, Failure> {
+        let mut tried: Vec<Arc<str>> = Vec::new();
+        let mut last: Option<Failure> = None;
+        loop {
+            let endpoint = match endpoint(shared, to.service, to.port, &tried) {
+                Ok(endpoint) => endpoint,
+                // The failure of the last endpoint says more than that there is no further one.
+                Err(error) => return Err(last.unwrap_or(error)),
+            };
+            *seen = Some(endpoint.clone());
+            match self.attempt(shared, &endpoint, to, request).await {
+                Ok(response) => return Ok(response),
+                Err((failure, Some(unsent))) if tried.len() + 1 < ATTEMPTS => {
+                    request = *unsent;
+                    tried.push(endpoint.uid);
+                    last = Some(failure);
+                }
+                Err((failure, _)) => return Err(failure),
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        shared: &Shared,
+        endpoint: &Endpoint,
+        to: &Wanted<'_>,
+        mut request: Request,
+    ) -> Result<Response, Unanswered> {
+        let Wanted { first, two, .. } = *to;
+        let generation = match generation(shared).await {
+            Ok(generation) => generation,
+            Err(failure) => return Err((failure, None)),
+        };
+        let key = Key {
+            address: endpoint.address,
+            peers: endpoint.peers.clone(),
+            identity: first.identity.clone(),
+            from: first.address.ip(),
+            two,
+            generation,
+        };
+        // One that was idle may have been closed by its other end at this moment: then a new one is made.
+        while let Some(sender) = self.checkout(&key) {
+            match self.exchange(&key, sender, request).await {
+                Err((_, Some(unsent))) => request = *unsent,
+                answered => return answered,
+            }
+        }
+        let connected = self.connect(shared, endpoint, first, two, generation).await;
+        let sender = match connected {
+            Ok(sender) => sender,
+            Err(failure) => {
+                let unsent = failure.left_no_trace().then(|| Box::new(request));
+                return Err((failure, unsent));
+            }
+        };
+        self.exchange(&key, sender, request).await
+    }
+
+    async fn exchange(
+        &self,
+        key: &Key,
+        sender: Sender,
+        request: Request,
+    ) -> Result<Response, Unanswered> {
+        let (answer, sender) = match sender {
+            Sender::One(mut sender) => {
+                let answer = sender.try_send_request(request).await;
+                (answer, Sender::One(sender))
+            }
+            Sender::Two(mut sender) => {
+                // One that others share is in the pool while it is used.
+                self.put_back(key, Sender::Two(sender.clone()));
+                return sender.try_send_request(request).await.map_err(failed);
+            }
+        };
+        let response = answer.map_err(failed)?;
+        // It is ready again only when the answer's body was read.
+        self.put_back(key, sender);
+        Ok(response)
+    }
+
+    fn checkout(&self, key: &Key) -> Option<Sender> {
+        let mut idle = self.idle.lock();
+        let list = idle.get_mut(key)?;
+        list.retain(|idle| !idle.is_closed());
+        let ready = list.iter().position(Idle::is_ready)?;
+        Some(list.swap_remove(ready).sender)
+    }
+
+    fn put_back(&self, key: &Key, sender: Sender) {
+        let since = Instant::now();
+        let mut idle = self.idle.lock();
+        idle.entry(key.clone())
+            .or_default()
+            .push(Idle { sender, since });
+    }
+
+    fn sweep(&self) {
+        self.idle.lock().retain(|_, list| {
+            list.retain(|idle| !idle.is_closed() && idle.since.elapsed() < IDLE);
+            !list.is_empty()
+        });
+    }
+
+    async fn connect(
+        &self,
+        shared: &Shared,
+        endpoint: &Endpoint,
+        first: &First,
+        two: bool,
+        generation: u64,
+    ) -> Result<Sender, Failure> {
+        let io = TokioIo::new(self.open(shared, endpoint, first, generation).await?);
+        if two {
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .handshake(io)
+                .await
+                .map_err(Failure::Upstream)?;
+            // Its end is seen by whoever uses it.
+            tokio::spawn(async move { drop(connection.await) });
+            return Ok(Sender::Two(sender));
+        }
+        let (sender, connection) = http1::handshake(io).await.map_err(Failure::Upstream)?;
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(Sender::One(sender))
+    }
+
+    /// Bytes to an endpoint, on behalf of a client.
+    pub(crate) async fn open(
+        &self,
+        shared: &Shared,
+        endpoint: &Endpoint,
+        first: &First,
+        generation: u64,
+    ) -> Result<Io, Failure> {
+        let to = endpoint.address;
+        let Some(peers) = &endpoint.peers else {
+            let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "no answer");
+            let connected = timeout(CONNECT, TcpStream::connect(to)).await;
+            let connected = connected.unwrap_or_else(|_| Err(timed_out()));
+            let stream = connected.map_err(|source| Failure::Connect { to, source })?;
+            return Ok(Io::from(stream));
+        };
+        let key = Arc::new(TunnelKey {
+            source: shared.identity.clone(),
+            destinations: peers.clone(),
+            peer: SocketAddr::new(to.ip(), HBONE_PORT),
+            source_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            generation,
+        });
+        let mut request = ConnectRequest::new(Authority::from(to));
+        request.forwarded = Some(Forwarded {
+            client: Some(first.address),
+            host: Some((&*endpoint.service.key.hostname).into()),
+        });
+        request.proxy_kind = Some(ProxyKind::Waypoint);
+        request.first_client = Some(first.identity.clone());
+        let opened = Box::pin(self.tunnels.open(&key, &self.connector, &request)).await?;
+        Ok(Io::from(opened.stream))
+    }
+}
+
+impl Idle {
+    fn is_closed(&self) -> bool {
+        match &self.sender {
+            Sender::One(sender) => sender.is_closed(),
+            Sender::Two(sender) => sender.is_closed(),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        match &self.sender {
+            Sender::One(sender) => sender.is_ready(),
+            Sender::Two(sender) => sender.is_ready(),
+        }
+    }
+}
+
+fn failed(mut error: hyper::client::conn::TrySendError<Request>) -> Unanswered {
+    let unsent = error.take_message().map(Box::new);
+    (Failure::Upstream(error.into_error()), unsent)
+}
+
+/// Tells connections apart by our certificate and our trust when they were made.
+pub(crate) async fn generation(shared: &Shared) -> Result<u64, Failure> {
+    let credentials = shared
+        .certificates
+        .get(&shared.identity)
+        .await
+        .map_err(|error| Failure::NoCertificate {
+            identity: shared.identity.to_string(),
+            reason: error.to_string(),
+        })?;
+    let mut hasher = DefaultHasher::new();
+    (
+        credentials.svid().serial(),
+        shared.certificates.changes().borrow().bundles,
+    )
+        .hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+/// Makes tunnels from this pod, as this waypoint.
+struct Dial {
+    certificates: CertificateManager,
+}
+
+impl Connector for Dial {
+    fn connect<'a>(
+        &'a self,
+        key: &'a TunnelKey,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Connected>> + Send + 'a>> {
+        Box::pin(async move {
+            let credentials = self.certificates.get(&key.source).await;
+            let credentials = credentials.map_err(io::Error::other)?;
+            let tls = credentials
+                .client_config(&key.destinations)
+                .map_err(io::Error::other)?;
+            Ok(Connected {
+                io: Io::from(TcpStream::connect(key.peer).await?),
+                tls,
+                turn: None,
+            })
+        })
+    }
+}
