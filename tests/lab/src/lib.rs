@@ -19,6 +19,7 @@ pub mod control_socket;
 pub mod dns;
 pub mod enter;
 pub mod expand;
+pub mod gateway;
 pub mod keeper;
 pub mod kubelet;
 pub mod locks;

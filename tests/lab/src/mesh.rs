@@ -33,7 +33,7 @@ use crate::network::Network;
 use crate::objects::ObjectDirectory;
 use crate::prober::{Check, Prober};
 use crate::protocol::{Component, ComponentStatus, KillSignal};
-use crate::token::{Issuer, Subject};
+use crate::token::{Issuer, POD_LIFETIME, Subject};
 
 /// The namespace of the mesh's own programs.
 pub const SYSTEM: &str = "seine-system";
@@ -277,6 +277,11 @@ impl Mesh {
             (Some(node), None) => self.network.node(node),
             (None, None) => &self.network.control,
         }
+    }
+
+    /// A token for a pod's own service account.
+    pub fn pod_token(&self, subject: &Subject) -> Result<String> {
+        self.issuer.issue(subject, POD_LIFETIME)
     }
 
     /// Writes new tokens; call well within [`LIFETIME`](crate::token::LIFETIME).

@@ -418,7 +418,7 @@ impl Supervisor {
     }
 
     fn start_pod(&mut self, desired: DesiredPod) -> Result<()> {
-        let sources = Sources::of(self.world.iter(), &desired.namespace)?;
+        let mut sources = Sources::of(self.world.iter(), &desired.namespace)?;
         if let Some(missing) = sources.missing(&desired.spec) {
             bail!("{missing}");
         }
@@ -472,6 +472,15 @@ impl Supervisor {
             report: PodReport::default(),
             desired,
         };
+        if let Some(mesh) = &self.mesh {
+            sources.token = Some(mesh.pod_token(&token::Subject {
+                namespace: view.desired.namespace.clone(),
+                service_account: account.name,
+                pod: view.desired.name.clone(),
+                pod_uid: view.uid.clone(),
+                node: format!("node{}", view.node),
+            })?);
+        }
         // Before the CNI plugin asks: the agent judges by the object.
         self.directory.put(&view.key(), &view.object())?;
         let stop = CancellationToken::new();

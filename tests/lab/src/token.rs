@@ -20,6 +20,8 @@ pub const ISSUER: &str = "seine-lab";
 pub const AUDIENCE: &str = "seine-control";
 /// How long a token is good for; a kubelet renews at four fifths of it.
 pub const LIFETIME: Duration = Duration::from_secs(3600);
+/// The same of one in a pod's volume, which the lab doesn't renew.
+pub const POD_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Environment variable with the path of a private key (PEM, P-256) to sign with.
 pub const KEY_VARIABLE: &str = "SEINE_LAB_TOKEN_KEY";
@@ -69,8 +71,8 @@ impl Issuer {
         &self.public_key
     }
 
-    /// A token for `subject`, good for [`LIFETIME`].
-    pub fn issue(&self, subject: &Subject) -> Result<String> {
+    /// A token for `subject`, good for `lifetime`.
+    pub fn issue(&self, subject: &Subject, lifetime: Duration) -> Result<String> {
         let now = unix_seconds(SystemTime::now());
         let Subject {
             namespace,
@@ -85,7 +87,7 @@ impl Issuer {
             "sub": format!("system:serviceaccount:{namespace}:{service_account}"),
             "iat": now,
             "nbf": now,
-            "exp": now + LIFETIME.as_secs(),
+            "exp": now + lifetime.as_secs(),
             "kubernetes.io": {
                 "namespace": namespace,
                 "serviceaccount": {
@@ -103,7 +105,7 @@ impl Issuer {
     /// Writes a token to `path`, replacing what is there in one step.
     pub fn write(&self, subject: &Subject, path: &Path) -> Result<()> {
         let next = path.with_extension("next");
-        fs::write(&next, self.issue(subject)?)
+        fs::write(&next, self.issue(subject, LIFETIME)?)
             .and_then(|()| fs::rename(&next, path))
             .with_context(|| format!("writing {}", path.display()))
     }
@@ -126,7 +128,7 @@ mod tests {
             pod_uid: "u".into(),
             node: "node1".into(),
         };
-        let token = issuer.issue(&subject).unwrap();
+        let token = issuer.issue(&subject, LIFETIME).unwrap();
         let key = DecodingKey::from_ec_pem(&fs::read(issuer.public_key()).unwrap()).unwrap();
         let mut rules = Validation::new(Algorithm::ES256);
         rules.set_audience(&[AUDIENCE]);

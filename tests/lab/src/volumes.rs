@@ -28,6 +28,8 @@ pub struct Sources {
     pub config_maps: Contents,
     /// Secrets of the pod's namespace.
     pub secrets: Contents,
+    /// A token of the pod's own service account, for volumes that ask for one.
+    pub token: Option<String>,
 }
 
 impl Sources {
@@ -205,9 +207,21 @@ fn make(directory: &Path, volume: &Volume, spec: &PodSpec, sources: &Sources) ->
         }
         fs::metadata(&path).with_context(|| format!("hostPath {}", path.display()))?;
         return Ok(path);
+    } else if let Some(projected) = &volume.projected {
+        for source in projected.sources.iter().flatten() {
+            let (Some(token), Some(wanted)) = (&sources.token, &source.service_account_token)
+            else {
+                bail!(
+                    "volume '{}': of projected sources the lab has tokens only, and where it has a mesh",
+                    volume.name
+                );
+            };
+            let data = BTreeMap::from([(wanted.path.clone(), token.clone().into_bytes())]);
+            write_files(&path, &data, None, 0o600)?;
+        }
     } else {
         bail!(
-            "volume '{}': the lab has configMap, secret, emptyDir and hostPath only",
+            "volume '{}': the lab has configMap, secret, emptyDir, hostPath and projected tokens only",
             volume.name
         );
     }

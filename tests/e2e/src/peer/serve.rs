@@ -30,6 +30,8 @@ enum Behaviour {
     End,
     /// Answers an HTTP request with 200 and `ok`, and ends.
     Http,
+    /// Answers HTTP requests with what it sees of them.
+    Mirror,
 }
 
 /// Runs servers given as `echo:8080` until killed.
@@ -61,6 +63,7 @@ fn parse(server: &str) -> Result<(Behaviour, u16)> {
         "reset" => Behaviour::Reset,
         "end" => Behaviour::End,
         "http" => Behaviour::Http,
+        "mirror" => Behaviour::Mirror,
         other => bail!("no such behaviour: {other}"),
     };
     Ok((behaviour, port.parse()?))
@@ -123,6 +126,7 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, behaviour: Behaviour) 
             Ok(())
         }
         Behaviour::Http => http(&mut stream).await,
+        Behaviour::Mirror => mirror(&mut stream, client).await,
     }
 }
 
@@ -179,6 +183,29 @@ async fn source(stream: &mut TcpStream) -> io::Result<()> {
         left -= length as u64;
     }
     stream.shutdown().await
+}
+
+/// Answers every request with the name of the pod, its client's address, and the request's head.
+async fn mirror(stream: &mut TcpStream, client: SocketAddr) -> io::Result<()> {
+    let pod = nix::unistd::gethostname()?;
+    let pod = pod.to_string_lossy();
+    let mut reader = BufReader::new(stream);
+    let (mut head, mut line) = (String::new(), String::new());
+    while reader.read_line(&mut line).await? > 0 {
+        if line == "\r\n" {
+            let body = format!("pod {pod} client {}\n{head}", client.ip());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            reader.get_mut().write_all(answer.as_bytes()).await?;
+            head.clear();
+        } else {
+            head.push_str(&line);
+        }
+        line.clear();
+    }
+    Ok(())
 }
 
 async fn http(stream: &mut TcpStream) -> io::Result<()> {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::{CLUSTER, CONTROL_PORT, DRAIN, Mesh, Place, SERVER_NAME, SYSTEM, TRUST_DOMAIN};
+use crate::gateway::WaypointProgram;
 use crate::protocol::Component;
 use crate::token;
 
@@ -44,6 +45,16 @@ impl Mesh {
             pair("ISTIO_META_DNS_CAPTURE", "true".to_owned()),
             pair("RUST_LOG", "info".to_owned()),
         ]
+    }
+
+    /// What waypoints are started with.
+    pub fn waypoint(&self) -> WaypointProgram {
+        WaypointProgram {
+            program: self.binaries.join("seine-waypoint"),
+            control: self.control_url(),
+            server_name: SERVER_NAME.to_owned(),
+            roots: self.layout.ca().join("root-cert.pem"),
+        }
     }
 
     fn control_url(&self) -> String {

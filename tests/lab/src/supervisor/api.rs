@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::Supervisor;
 use crate::expand::{self, typed};
+use crate::gateway;
 use crate::manifest::Key;
 use crate::mesh::SYSTEM;
 use crate::services::zone;
@@ -59,7 +60,14 @@ impl Supervisor {
             .map(|key| key.name.clone())
             .collect();
         let mut keyed = Vec::new();
+        let waypoint = self.mesh.as_ref().map(|mesh| mesh.waypoint());
+        let mut all = Vec::new();
         for object in objects {
+            let made = gateway::objects(&Key::of(&object)?, &object, waypoint.as_ref());
+            all.push(object);
+            all.extend(made);
+        }
+        for object in all {
             let key = Key::of(&object)?;
             if key.kind == "Namespace" {
                 namespaces.insert(key.name.clone());
@@ -141,12 +149,19 @@ impl Supervisor {
                 && key.name == name
                 && (key.namespace.is_empty() || key.namespace == namespace)
         };
-        let found: Vec<Key> = self
+        let mut found: Vec<Key> = self
             .world
             .keys()
             .filter(|key| matches(key))
             .cloned()
             .collect();
+        // What was made for a Gateway goes with it.
+        let waypoint = self.mesh.as_ref().map(|mesh| mesh.waypoint());
+        for key in found.clone() {
+            for made in gateway::objects(&key, &self.world[&key], waypoint.as_ref()) {
+                found.push(Key::of(&made)?);
+            }
+        }
         let made: Vec<String> = self
             .pods
             .values()
