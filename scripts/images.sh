@@ -4,12 +4,15 @@
 #   scripts/images.sh          build them
 #   scripts/images.sh --twice  and once more from a copy of the sources in another folder, and compare the digests
 #
+# environment:
+#   PROFILE  cargo's profile of the programs, release where it is not set
+#
 # The second build compiles what is in this repository, and links; dependencies, which come from the registry under the
 # checksums of Cargo.lock, are taken from the first. With SEINE_TWICE=all they are compiled again, too: some ten minutes more.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-packages=(seine-control seine-agent seine-cni seine-ztunnel seine-cli)
+profile=${PROFILE:-release}
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 tag=${TAG:-$version}
 registry=${REGISTRY:-}
@@ -18,27 +21,24 @@ out=target/images
 say() { printf -- '--- %s\n' "$*"; }
 
 programs() { # SOURCES TARGET
-    local flags=()
-    for package in "${packages[@]}"; do
-        flags+=(--package "$package")
-    done
-    (cd "$1" && CARGO_TARGET_DIR=$2 cargo build --locked --release --bins "${flags[@]}")
+    # Of the whole workspace, as for whatever else runs them: other features would mean other programs, and another build.
+    (cd "$1" && CARGO_TARGET_DIR=$2 cargo build --locked --workspace --bins --profile "$profile")
 }
 
 images() { # PROGRAMS OUT ARGUMENT...
     local from=$1 to=$2
     shift 2
-    deploy/images/build --programs "$from" --out "$to" --tag "$tag" --registry "$registry" --profile release "$@"
+    deploy/images/build --programs "$from" --out "$to" --tag "$tag" --registry "$registry" --profile "$profile" "$@"
 }
 
-say "building release programs (from nothing some ten minutes)"
+say "building programs, profile $profile (from nothing some ten minutes)"
 programs . "$PWD/target"
 if ! cargo sbom --version >/dev/null 2>&1; then
     say "cargo-sbom, which writes the bills of materials, is missing: installing it with cargo (a minute or two)"
     cargo install --locked cargo-sbom
 fi
 say "images, tag $tag, in $out"
-images target/release "$out"
+images "target/$profile" "$out"
 [[ ${1:-} == --twice ]] || exit 0
 
 again=$PWD/target/again
@@ -50,12 +50,12 @@ if [[ ${SEINE_TWICE:-} == all ]]; then
     say "everything once more, in $again"
 else
     say "the repository's own crates once more, in $again"
-    mkdir "$again/target/release"
-    cp -a target/release/{deps,build,.fingerprint} "$again/target/release"
+    mkdir "$again/target/$profile"
+    cp -a "target/$profile"/{deps,build,.fingerprint} "$again/target/$profile"
     # Ours, whatever their form: libseine_x-*.rlib, seine_x-*, seine-x-*.
-    find "$again/target/release" -mindepth 2 -maxdepth 2 \( -name 'seine*' -o -name 'libseine*' \) -exec rm -rf {} +
+    find "$again/target/$profile" -mindepth 2 -maxdepth 2 \( -name 'seine*' -o -name 'libseine*' \) -exec rm -rf {} +
 fi
 programs "$again/sources" "$again/target"
-images "$again/target/release" "$again/images" --no-sbom
+images "$again/target/$profile" "$again/images" --no-sbom
 diff "$out/digests" "$again/images/digests" || { say "the second build has other digests than the first"; exit 1; }
 say "both builds have the same digests"

@@ -5,6 +5,7 @@
 #
 # environment:
 #   KUBEBUILDER_ASSETS  folder with Kubernetes' programs; what is not there is built
+#   PROFILE             cargo's profile of the programs in the images, release where it is not set
 #   SEINE_IMAGES        folder of images to test, in the place of target/images, which are built
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +16,7 @@ begun=$SECONDS
 cat <<'TEXT'
 --- What comes, and what it takes on two cores (in brackets: from a bare clone):
       Kubernetes, etcd, CoreDNS and Helm from Go modules      seconds  (10 minutes)
-      images of release programs                              seconds  (10 minutes)
+      images of optimised programs                            seconds  (10 minutes)
       the tests' own programs                                 seconds  ( 2 minutes)
       API server: schemas, status, faults, tokens, 10,000 pods          5 minutes
       two nodes: install, opt in, policy, upgrade, reboot, uninstall    6 minutes
