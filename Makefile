@@ -14,8 +14,7 @@ OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-# Optimised, so that its figures mean something, but sooner built than a release.
-demo: PROFILE = quick
+# With the programs of the tests, in which what moves bytes is optimised.
 demo: machine packages-lab packages-demo build ## Run the mesh with nginx, an API, PostgreSQL and Redis, and check each claim
 	@$(OUT)/seine-demo
 
@@ -37,7 +36,6 @@ bench: machine packages-lab ## Measure beside direct TCP, and beside the node pr
 	@$(MAKE) --no-print-directory bench-instructions
 
 # The figures mean nothing; that there is one in each row does.
-bench-smoke: PROFILE = quick
 bench-smoke: machine packages-lab build ## Measure everything once and shortly
 	@$(OUT)/seine-bench compare --rounds 1 --seconds 0.2
 
@@ -50,7 +48,6 @@ lint: packages-build ## Format, clippy, rustdoc and cargo-deny, warnings as erro
 charts: packages-charts ## Lint the charts, validate every object strictly, run misconfiguration scanners
 	@deploy/check.sh
 
-images images-twice test-kubernetes: export RUSTFLAGS = $(release_flags)
 images: packages-build ## Build the images as OCI layouts, with bills of materials and provenance
 	@scripts/images.sh
 

@@ -13,6 +13,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 profile=${PROFILE:-release}
+built=${profile/#dev/debug}
+# A release has no path of the machine that built it; other programs are those that the tests have built.
+[[ $profile == dev ]] || export RUSTFLAGS=--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}/registry/src=/registry
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 tag=${TAG:-$version}
 registry=${REGISTRY:-}
@@ -38,7 +41,7 @@ if ! cargo sbom --version >/dev/null 2>&1; then
     cargo install --locked cargo-sbom
 fi
 say "images, tag $tag, in $out"
-images "target/$profile" "$out"
+images "target/$built" "$out"
 [[ ${1:-} == --twice ]] || exit 0
 
 again=$PWD/target/again
@@ -50,12 +53,12 @@ if [[ ${SEINE_TWICE:-} == all ]]; then
     say "everything once more, in $again"
 else
     say "the repository's own crates once more, in $again"
-    mkdir "$again/target/$profile"
-    cp -a "target/$profile"/{deps,build,.fingerprint} "$again/target/$profile"
+    mkdir "$again/target/$built"
+    cp -a "target/$built"/{deps,build,.fingerprint} "$again/target/$built"
     # Ours, whatever their form: libseine_x-*.rlib, seine_x-*, seine-x-*.
-    find "$again/target/$profile" -mindepth 2 -maxdepth 2 \( -name 'seine*' -o -name 'libseine*' \) -exec rm -rf {} +
+    find "$again/target/$built" -mindepth 2 -maxdepth 2 \( -name 'seine*' -o -name 'libseine*' \) -exec rm -rf {} +
 fi
 programs "$again/sources" "$again/target"
-images "$again/target/$profile" "$again/images" --no-sbom
+images "$again/target/$built" "$again/images" --no-sbom
 diff "$out/digests" "$again/images/digests" || { say "the second build has other digests than the first"; exit 1; }
 say "both builds have the same digests"

@@ -28,8 +28,6 @@ if [[ -z ${SEINE_IMAGES:-} ]]; then
     scripts/images.sh || exit 1
 fi
 say "the tests' own programs"
-# Programs for tests are as tests are: without what a release is built with.
-unset RUSTFLAGS
 # Of the whole workspace, which is compiled with the features that other tests have been.
 cargo build --locked --workspace --bins || exit 1
 say "tests (after $((SECONDS - begun)) s)"

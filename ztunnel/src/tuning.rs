@@ -24,7 +24,7 @@ pub struct Tuning {
     #[arg(long, env = "SEINE_SEND_BUFFER", default_value = "512KiB", value_parser = size)]
     pub send_buffer: NonZeroU32,
     /// Bytes that TLS of one tunnel may hold before they are written.
-    #[arg(long, env = "SEINE_TLS_BUFFER", default_value = "272KiB", value_parser = size)]
+    #[arg(long, env = "SEINE_TLS_BUFFER", default_value = "144KiB", value_parser = size)]
     pub tls_buffer: NonZeroU32,
     /// Connections in one tunnel; beyond it, another one is made. A peer's tunnels may have twice as many.
     #[arg(long, env = "SEINE_STREAMS_PER_TUNNEL", default_value = "100")]
