@@ -88,6 +88,7 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
         .context("who this waypoint is")?;
     let hbone = Settings::default();
     let certificates = CertificateManager::new(source, Arc::default(), ManagerOptions::default());
+    certificates.prefetch(&identity);
     let readiness = Readiness::default();
     readiness.pending("configuration", "nothing has come from the control plane");
     readiness.pending("certificate", "it is asked for");
