@@ -229,7 +229,8 @@ async fn opaque_upstream(shared: &Shared, bound: &Bound, entry: &mut Entry) -> R
     if !decision.allowed {
         return Err(Failure::Denied(decision.because));
     }
-    let endpoint = upstream::endpoint(shared, &bound.service, bound.port, &[])?;
+    let client = bound.first.address.ip();
+    let endpoint = upstream::endpoint(shared, &bound.service, bound.port, client, &[])?;
     entry.endpoint = Some(endpoint.clone());
     let generation = upstream::generation(shared).await?;
     shared

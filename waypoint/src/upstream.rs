@@ -73,12 +73,13 @@ pub(crate) fn endpoint(
     shared: &Shared,
     service: &Arc<Service>,
     port: u16,
+    client: IpAddr,
     tried: &[Arc<str>],
 ) -> Result<Endpoint, Failure> {
     let own = shared.own_workload();
     let found = shared
         .store
-        .resolve_backend(service, port, own.as_deref(), tried)
+        .resolve_backend(service, port, client, own.as_deref(), tried)
         .map_err(|error| Failure::Unavailable(error.to_string()))?;
     let unusable = |why: &str| {
         let key = &service.key;
@@ -167,10 +168,11 @@ impl Upstreams {
         mut request: Request,
         seen: &mut Option<Endpoint>,
     ) -> Result<Response, Failure> {
+        let client = to.first.address.ip();
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
-            let endpoint = match endpoint(shared, to.service, to.port, &tried) {
+            let endpoint = match endpoint(shared, to.service, to.port, client, &tried) {
                 Ok(endpoint) => endpoint,
                 // The failure of the last endpoint says more than that there is no further one.
                 Err(error) => return Err(last.unwrap_or(error)),

@@ -405,7 +405,8 @@ fn a_waypoint_reaches_a_backend_by_its_name_past_any_waypoint_and_without_an_add
     let store = store([service.resource(), pod("a", "10.0.0.1").resource()]);
     let service = store.services().pop().unwrap();
     let backend = |port, tried: &[Arc<str>]| {
-        let found = store.resolve_backend(&service, port, None, tried);
+        let client = "10.0.0.9".parse().unwrap();
+        let found = store.resolve_backend(&service, port, client, None, tried);
         found.map_err(|unavailable| unavailable.reason)
     };
     let found = upstream(backend(80, &[]));

@@ -6,7 +6,7 @@
 //! waits for the change.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -234,7 +234,8 @@ impl Store {
     }
 
     /// The same for a service that its caller, a waypoint, knows by name: one of its workloads, whatever waypoint
-    /// the service itself is bound to.
+    /// the service itself is bound to. By an address of the family of `client` if there is one, so that the workload can
+    /// see the client's.
     ///
     /// # Errors
     ///
@@ -243,15 +244,19 @@ impl Store {
         &self,
         service: &Arc<Service>,
         port: u16,
+        client: IpAddr,
         source: Option<&Workload>,
         exclude: &[Arc<str>],
     ) -> Result<Destination, Unavailable> {
-        // Of a headless one any family will do.
-        let address = service
+        let mut addresses = service
             .addresses
             .iter()
-            .find_map(|address| address.single());
-        let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            .filter_map(|address| address.single());
+        let address = addresses
+            .clone()
+            .find(|address| address.is_ipv4() == client.is_ipv4())
+            .or_else(|| addresses.next())
+            .unwrap_or(client);
         let question = Question {
             destination: SocketAddr::new(address, port),
             source,
