@@ -250,7 +250,7 @@ impl ClusterBundle {
                         .iter()
                         .any(|one| one.kind == "ClusterTrustBundle") => {}
                 Ok(_) => return Self::NotServed,
-                Err(kube::Error::Api(status)) if status.is_not_found() => return Self::NotServed,
+                Err(kube::Error::Api(status)) if status.code == 404 => return Self::NotServed,
                 Err(error) => {
                     warn!(%error, "can't ask for {BUNDLE_GROUP}; tried again");
                     return self;

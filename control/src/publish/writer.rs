@@ -367,7 +367,8 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
     match error {
         InitialListFailed(kube::Error::Api(status))
         | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status)) => status.is_not_found(),
+        // Of a group that it does not know, the API server says so without a Status, and so without a reason.
+        | WatchFailed(kube::Error::Api(status)) => status.code == 404,
         _ => false,
     }
 }
