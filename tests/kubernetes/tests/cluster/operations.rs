@@ -50,12 +50,16 @@ pub(crate) fn pods_leave_and_join_by_labels_without_a_restart(bed: &Bed) -> Resu
 fn load(bed: &Bed) -> Result<Running> {
     let words = [
         "load",
-        "server.shop",
+        "--port",
         "80",
+        // The nodes have no IPv6.
+        "--families",
+        "4",
         "--workers",
         "2",
         "--pause",
         "20",
+        "server.shop",
     ];
     bed.start("shop/client", &words)
 }
