@@ -26,7 +26,7 @@ packages() {
         charts) echo python3 python3-venv golang-go ;;
         test) echo prometheus ;;
         kubernetes) echo containerd runc containernetworking-plugins nftables iproute2 procps util-linux openssl curl \
-            python3 binutils ;;
+            python3 binutils golang-go ;;
         instructions) echo valgrind ;;
         kernels) echo qemu-system-x86 busybox-static cpio kmod xz-utils python3 ;;
         *) say "packages.sh: no such task: $1"; exit 2 ;;
