@@ -70,31 +70,46 @@ async fn route(
     if !decision.allowed {
         return Err(Failure::Denied(decision.because));
     }
-    let grpc = is_grpc(&parts);
     head::strip_hop_by_hop(&mut parts.headers);
+    let allowed = Allowed { parts, head, body };
 
     let rules = shared.routes.of(&bound.service.key);
-    let asked = Asked {
-        method: &parts.method,
-        path: &head.path,
-        query: head.query.as_deref(),
-        headers: &parts.headers,
-    };
     let from = bound.first.identity.namespace();
+    let asked = allowed.asked();
     let choice = router::choose(&rules, &bound.service.key, bound.port, from, &asked);
     let Some((rule, matched)) = chosen(choice)? else {
         let call = Call {
             service: bound.service.clone(),
             port: bound.port,
-            grpc,
         };
-        return call.send(shared, bound, parts, &head, body, entry).await;
+        return call.send(shared, bound, allowed, entry).await;
     };
     entry.rule = Some(rule.name.clone());
-    obey(
-        shared, bound, &rule, matched, parts, head, body, grpc, entry,
-    )
-    .await
+    obey(shared, bound, &rule, matched, allowed, entry).await
+}
+
+/// A request that policy allows.
+struct Allowed {
+    parts: request::Parts,
+    head: Head,
+    body: Incoming,
+}
+
+impl Allowed {
+    /// What routes look at.
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            method: &self.parts.method,
+            path: &self.head.path,
+            query: self.head.query.as_deref(),
+            headers: &self.parts.headers,
+        }
+    }
+
+    fn is_grpc(&self) -> bool {
+        let kind = self.parts.headers.get(CONTENT_TYPE);
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    }
 }
 
 fn chosen(choice: Choice) -> Result<Option<(Arc<Rule>, usize)>, Failure> {
@@ -105,16 +120,12 @@ fn chosen(choice: Choice) -> Result<Option<(Arc<Rule>, usize)>, Failure> {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "a request in its parts")]
 async fn obey(
     shared: &Shared,
     bound: &Bound,
     rule: &Rule,
     matched: usize,
-    mut parts: request::Parts,
-    mut head: Head,
-    body: Incoming,
-    grpc: bool,
+    mut request: Allowed,
     entry: &mut Entry,
 ) -> Result<Response<Body>, Failure> {
     let because = |reason: &str| Failure::Route {
@@ -126,7 +137,7 @@ async fn obey(
     }
     let path = &rule.matches[matched].path;
     let mut changes: Vec<&HeaderChange> = Vec::new();
-    if let Some(redirect) = change(&rule.filters, path, &mut parts, &mut head, &mut changes) {
+    if let Some(redirect) = change(&rule.filters, path, &mut request, &mut changes) {
         return Ok(with(redirect, &changes));
     }
     let backend = router::pick(&rule.backends, &mut rand::rng());
@@ -134,13 +145,13 @@ async fn obey(
     if let Some(reason) = &backend.refused {
         return Err(because(reason));
     }
-    if let Some(redirect) = change(&backend.filters, path, &mut parts, &mut head, &mut changes) {
+    if let Some(redirect) = change(&backend.filters, path, &mut request, &mut changes) {
         return Ok(with(redirect, &changes));
     }
-    let call = Call::to(shared, backend, grpc)?;
+    let call = Call::to(shared, backend)?;
     let limits = [rule.request_timeout, rule.backend_timeout];
     let limit = limits.into_iter().flatten().min();
-    let sent = call.send(shared, bound, parts, &head, body, entry);
+    let sent = call.send(shared, bound, request, entry);
     let response = match limit {
         None => sent.await?,
         Some(limit) => timeout(limit, sent)
@@ -154,18 +165,17 @@ async fn obey(
 fn change<'a>(
     filters: &'a [Filter],
     matched: &PathMatch,
-    parts: &mut request::Parts,
-    head: &mut Head,
+    request: &mut Allowed,
     changes: &mut Vec<&'a HeaderChange>,
 ) -> Option<Response<Body>> {
     let mut answer = None;
     for filter in filters {
         match filter {
-            Filter::RequestHeaders(change) => change.apply(&mut parts.headers),
+            Filter::RequestHeaders(change) => change.apply(&mut request.parts.headers),
             Filter::ResponseHeaders(change) => changes.push(change),
-            Filter::Rewrite(rewrite) => rewrite.apply(head, matched),
+            Filter::Rewrite(rewrite) => rewrite.apply(&mut request.head, matched),
             Filter::Redirect(redirect) => {
-                let location = redirect.location(head, matched);
+                let location = redirect.location(&request.head, matched);
                 let mut response = Response::new(Either::Right(Full::default()));
                 *response.status_mut() = redirect.status;
                 if let Ok(location) = HeaderValue::try_from(location) {
@@ -189,17 +199,15 @@ fn with(mut response: Response<Body>, changes: &[&HeaderChange]) -> Response<Bod
 struct Call {
     service: Arc<Service>,
     port: u16,
-    grpc: bool,
 }
 
 impl Call {
-    fn to(shared: &Shared, backend: &Backend, grpc: bool) -> Result<Self, Failure> {
+    fn to(shared: &Shared, backend: &Backend) -> Result<Self, Failure> {
         let service = shared.store.service(&backend.service);
         let unknown = || Failure::Unavailable(format!("{} is not known", backend.service));
         Ok(Self {
             service: service.ok_or_else(unknown)?,
             port: backend.port,
-            grpc,
         })
     }
 
@@ -207,19 +215,23 @@ impl Call {
         self,
         shared: &Shared,
         bound: &Bound,
-        mut parts: request::Parts,
-        head: &Head,
-        body: Incoming,
+        request: Allowed,
         entry: &mut Entry,
     ) -> Result<Response<Body>, Failure> {
         entry.backend = Some(format!("{}:{}", self.service.key.hostname, self.port));
         let protocol = self.service.port(self.port).map(|port| port.app_protocol);
-        let two = self.grpc || matches!(protocol, Some(AppProtocol::Http2 | AppProtocol::Grpc));
+        let two =
+            request.is_grpc() || matches!(protocol, Some(AppProtocol::Http2 | AppProtocol::Grpc));
         let version = match two {
             true => Version::HTTP_2,
             false => Version::HTTP_11,
         };
-        head::write(&mut parts, head, version).ok_or_else(|| Failure::Route {
+        let Allowed {
+            mut parts,
+            head,
+            body,
+        } = request;
+        head::write(&mut parts, &head, version).ok_or_else(|| Failure::Route {
             rule: entry.rule.clone().unwrap_or_default(),
             reason: "it rewrites the URL to one that can't be in a request".into(),
         })?;
@@ -237,11 +249,6 @@ impl Call {
         head::strip_hop_by_hop(&mut parts.headers);
         Ok(Response::from_parts(parts, Either::Left(body)))
     }
-}
-
-fn is_grpc(parts: &request::Parts) -> bool {
-    let kind = parts.headers.get(CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Judges a request, or without one a connection that nobody parses, by the policies of the service. Waits for

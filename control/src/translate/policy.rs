@@ -307,15 +307,7 @@ fn lower<'a>(
         let Some(to) = operations(&rule.to, spec.action) else {
             continue;
         };
-        if rule.from.is_empty() {
-            rules.push(security::Rule { clauses: to });
-            continue;
-        }
-        for source in &rule.from {
-            let mut clauses = from(source, &key.namespace, &settings.trust_domain);
-            clauses.extend(to.iter().cloned());
-            rules.push(security::Rule { clauses });
-        }
+        rules.extend(from_each(&rule.from, to, &key.namespace, settings));
     }
     if bound && found.is_empty() {
         // Where all of it is at waypoints, all of it is enforced.
@@ -325,16 +317,39 @@ fn lower<'a>(
         key,
         name: key.name.clone(),
         root_namespace: &settings.root_namespace,
-        action: match spec.action {
-            Action::Allow => security::Action::Allow,
-            Action::Deny | Action::Audit => security::Action::Deny,
-        },
+        action: enforced_as(spec.action),
         dry_run: spec.dry_run || spec.action == Action::Audit,
         selector: spec.selector.clone(),
         services: (!spec.target_refs.is_empty()).then_some(found),
         rules,
         finding,
     }
+}
+
+/// An audit is a denial that is not carried out.
+pub(super) fn enforced_as(action: Action) -> security::Action {
+    match action {
+        Action::Allow => security::Action::Allow,
+        Action::Deny | Action::Audit => security::Action::Deny,
+    }
+}
+
+/// A rule for each of the sources, any of which may be it; without one, a rule for everybody.
+pub(super) fn from_each(
+    sources: &[Source],
+    to: Vec<Clause>,
+    namespace: &str,
+    settings: &Settings,
+) -> Vec<security::Rule> {
+    if sources.is_empty() {
+        return vec![security::Rule { clauses: to }];
+    }
+    let rules = sources.iter().map(|source| {
+        let mut clauses = from(source, namespace, &settings.trust_domain);
+        clauses.extend(to.iter().cloned());
+        security::Rule { clauses }
+    });
+    rules.collect()
 }
 
 pub(super) fn no_service(name: &str) -> String {
@@ -382,7 +397,7 @@ fn operations(operations: &[Operation], action: Action) -> Option<Vec<Clause>> {
     Some(vec![Clause { matches }])
 }
 
-pub(super) fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
+fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
     let principal = |text: &String| string_match(text.strip_prefix("spiffe://").unwrap_or(text));
     let account = |text: &String| {
         let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));

@@ -12,12 +12,12 @@ use seine_objects::{
 };
 use seine_proto::{
     extensions::{HeaderMatch, RequestMatch},
-    security::{self, Authorization, Clause, Extension, Match, Scope},
+    security::{Authorization, Clause, Extension, Match, Scope},
 };
 
 use super::{
     Resources, Settings, any,
-    policy::{from, string_match},
+    policy::{enforced_as, from_each, string_match},
     service,
 };
 
@@ -92,25 +92,14 @@ fn compile(
             }
             to.push(Clause { matches });
         }
-        if rule.from.is_empty() {
-            rules.push(security::Rule { clauses: to });
-            continue;
-        }
-        for source in &rule.from {
-            let mut clauses = from(source, &key.namespace, &settings.trust_domain);
-            clauses.extend(to.iter().cloned());
-            rules.push(security::Rule { clauses });
-        }
+        rules.extend(from_each(&rule.from, to, &key.namespace, settings));
     }
     Authorization {
         // A service's name has no underscore, so that this is none that an object can have.
         name: format!("{}_at_{service}", key.name),
         namespace: key.namespace.clone(),
         scope: Scope::WorkloadSelector.into(),
-        action: match spec.action {
-            Action::Allow => security::Action::Allow.into(),
-            Action::Deny | Action::Audit => security::Action::Deny.into(),
-        },
+        action: enforced_as(spec.action).into(),
         rules,
         dry_run: spec.dry_run || spec.action == Action::Audit,
         extensions: Vec::new(),

@@ -10,10 +10,10 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use libfuzzer_sys::fuzz_target;
 use rustls::{ClientConfig, ServerConfig};
-use seine_fuzz::{pause, run};
+use seine_fuzz::{run, say};
 use seine_hbone::{Authority, ConnectRequest, Connected, Connector, Pool, Settings, TunnelKey};
 use seine_identity::testing::TestCa;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy, duplex, sink, split};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_rustls::TlsAcceptor;
 
 // Without a SETTINGS frame first, nothing behind it would be seen.
@@ -78,19 +78,7 @@ async fn ask(pipe: DuplexStream) {
 
 async fn answer(pipe: DuplexStream, bytes: &[u8]) {
     let tls = TlsAcceptor::from(Arc::clone(&ENDS.server)).accept(pipe);
-    let (mut from, mut to) = split(tls.await.expect("a good certificate"));
-    let say = async {
-        to.write_all(SETTINGS).await?;
-        to.flush().await?;
-        // By then it has asked.
-        pause().await;
-        to.write_all(bytes).await?;
-        to.flush().await?;
-        pause().await;
-        to.shutdown().await
-    };
-    let mut nowhere = sink();
-    let _ = tokio::join!(say, copy(&mut from, &mut nowhere));
+    say(tls.await.expect("a good certificate"), SETTINGS, bytes).await;
 }
 
 fuzz_target!(|bytes: &[u8]| {

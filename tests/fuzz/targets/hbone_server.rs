@@ -9,11 +9,11 @@ use std::sync::{Arc, LazyLock};
 use http::StatusCode;
 use libfuzzer_sys::fuzz_target;
 use rustls::ClientConfig;
-use seine_fuzz::{pause, run};
+use seine_fuzz::{run, say};
 use seine_hbone::{Incoming, Io, Settings, accept, drain};
 use seine_identity::testing::TestCa;
 use seine_identity::{Credentials, server_name};
-use tokio::io::{AsyncWriteExt, DuplexStream, copy, duplex, sink, split};
+use tokio::io::{AsyncWriteExt, DuplexStream, copy, duplex, split};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
@@ -62,16 +62,7 @@ async fn serve(pipe: DuplexStream) {
 async fn talk(pipe: DuplexStream, bytes: &[u8]) {
     let tls = TlsConnector::from(Arc::clone(&ENDS.0));
     let tls = tls.connect(server_name(CLIENT.ip()), pipe).await;
-    let (mut from, mut to) = split(tls.expect("a good certificate"));
-    let say = async {
-        to.write_all(PREFACE).await?;
-        to.write_all(bytes).await?;
-        to.flush().await?;
-        pause().await;
-        to.shutdown().await
-    };
-    let mut nowhere = sink();
-    let _ = tokio::join!(say, copy(&mut from, &mut nowhere));
+    say(tls.expect("a good certificate"), PREFACE, bytes).await;
 }
 
 fuzz_target!(|bytes: &[u8]| {
