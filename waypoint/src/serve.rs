@@ -13,12 +13,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use seine_hbone::{Authority, DrainSignal, Incoming, Io, Stream, accept};
+use seine_telemetry::{Lines, limited};
 use seine_workload::{AppProtocol, Service};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::failure::Failure;
 use crate::linger::Lingering;
@@ -27,6 +28,8 @@ use crate::shared::Shared;
 use crate::telemetry::Entry;
 use crate::upstream::{self, First};
 
+/// Of what strangers cause.
+static LINES: Lines = Lines::new();
 /// How long a client may take for a request's head: a slow one holds a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Headers of an HTTP/1.1 request.
@@ -68,7 +71,7 @@ pub(crate) async fn run(
                 tasks.spawn(tunnel);
             }
             Err(error) => {
-                warn!(%error, "accept failed");
+                limited!(LINES, "accept", warn: %error, "accept failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -84,17 +87,27 @@ async fn tunnel(
 ) {
     let credentials = match shared.certificates.get(&shared.identity).await {
         Ok(credentials) => credentials,
-        Err(error) => return warn!(%peer, flag = "IDENTITY", %error, "a tunnel is refused"),
+        Err(error) => {
+            return limited!(
+                LINES, "own-certificate",
+                warn: %peer, flag = "IDENTITY", %error, "a tunnel is refused"
+            );
+        }
     };
     let accepted = match accept(Io::from(tcp), peer, &credentials, shared.hbone.clone()).await {
         Ok(accepted) => accepted,
-        Err(error) => return warn!(%peer, flag = "TLS_FAILURE", %error, "a tunnel is refused"),
+        Err(error) => {
+            return limited!(
+                LINES, "handshake",
+                warn: %peer, flag = "TLS_FAILURE", %error, "a tunnel is refused"
+            );
+        }
     };
     let served = accepted.serve(drain.clone(), |incoming| {
         tasks.spawn(stream(shared.clone(), incoming, drain.clone()));
     });
     if let Err(error) = served.await {
-        info!(%peer, %error, "a tunnel ended");
+        limited!(LINES, "ended", info: %peer, %error, "a tunnel ended");
     }
 }
 
@@ -102,8 +115,11 @@ async fn stream(shared: Arc<Shared>, incoming: Incoming, drain: DrainSignal) {
     let peer = unmapped(incoming.peer);
     let asked = incoming.request.authority.clone();
     let Some(bound) = bind(&shared, &incoming) else {
-        warn!(%peer, identity = %incoming.peer_identity, %asked, flag = "NOT_BOUND",
-            "a CONNECT is refused: no service that is bound to this waypoint");
+        limited!(
+            LINES, "not-bound",
+            warn: %peer, identity = %incoming.peer_identity, %asked, flag = "NOT_BOUND",
+            "a CONNECT is refused: no service that is bound to this waypoint"
+        );
         return incoming.reject(StatusCode::BAD_REQUEST);
     };
     if !is_http(&shared, &bound) {
