@@ -69,6 +69,7 @@ control.certificateLifetimeSeconds=999999
 ztunnel.capabilities=["ALL"]
 ztunnel.capabilities=["CAP_NET_ADMIN"]
 agent.cni.binDir="relative/path"
+spire.adminSocket="admin.sock"
 agent.olderConnections="forget"
 image.digests.control="sha256:short"
 networkPolicies.apiServerPorts=[]

@@ -16,7 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use seine_hbone::Settings;
 use seine_identity::{
-    CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions,
+    CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions, Spire, SpireApi,
+    SpireOptions, TrustDomain,
 };
 use seine_telemetry::Readiness;
 use seine_workload::Store;
@@ -52,8 +53,16 @@ pub async fn run(
     log: Option<Arc<seine_telemetry::Telemetry>>,
 ) -> anyhow::Result<()> {
     descriptors::raise_limit();
-    let source = certificate_source(&config)?;
+    let spire = spire(&config)?;
+    let source: Arc<dyn CertificateSource> = match &spire {
+        Some(spire) => spire.clone(),
+        None => Arc::new(mesh_ca(&config)?),
+    };
     let shared = share(config, source, Environment::default())?;
+    if let Some(spire) = spire {
+        let follow = spire.follow_bundles(shared.certificates.clone());
+        shared.vital.spawn("trust bundles of SPIRE", follow);
+    }
     tokio::select! {
         outcome = serve(&shared, log) => outcome,
         task = shared.vital.lost() => bail!(
@@ -239,18 +248,38 @@ fn federate(shared: &Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn certificate_source(config: &Config) -> anyhow::Result<Arc<dyn CertificateSource>> {
+fn spire(config: &Config) -> anyhow::Result<Option<Arc<Spire>>> {
+    let Some(socket) = config.spire_socket.clone() else {
+        return Ok(None);
+    };
+    let trust_domain = TrustDomain::new(&config.trust_domain).with_context(|| {
+        format!(
+            "--trust-domain {:?} is no trust domain",
+            config.trust_domain
+        )
+    })?;
+    Ok(Some(Arc::new(Spire::new(SpireOptions {
+        socket,
+        api: match config.dedicated {
+            true => SpireApi::Workload,
+            false => SpireApi::Delegated,
+        },
+        trust_domain,
+    }))))
+}
+
+fn mesh_ca(config: &Config) -> anyhow::Result<MeshCa> {
     let address = config
         .ca_address
         .clone()
-        .context("--ca-address says where certificates come from")?;
+        .context("--ca-address or --spire-socket says where certificates come from")?;
     let server_name = match &config.server_name {
         Some(name) => name.clone(),
         None => {
             host_of(&address).with_context(|| format!("--ca-address {address:?} has no host"))?
         }
     };
-    Ok(Arc::new(MeshCa::new(MeshCaOptions {
+    Ok(MeshCa::new(MeshCaOptions {
         server_name,
         address,
         roots_file: config
@@ -264,7 +293,7 @@ fn certificate_source(config: &Config) -> anyhow::Result<Arc<dyn CertificateSour
         cluster_id: config.cluster_id.clone(),
         lifetime: Duration::from_secs(24 * 3600),
         impersonate: !config.dedicated,
-    })))
+    }))
 }
 
 pub(crate) fn host_of(address: &str) -> Option<String> {

@@ -62,6 +62,10 @@ pub struct Config {
     /// Where certificates come from, `https://HOST:15012`.
     #[arg(long, env = "SEINE_CA_ADDRESS")]
     pub ca_address: Option<String>,
+    /// Certificates and trust bundles come from the SPIRE agent of this node, by this Unix socket of it: its admin
+    /// socket, or with --dedicated that of its Workload API.
+    #[arg(long, env = "SEINE_SPIRE_SOCKET", conflicts_with_all = ["ca_address", "federated_bundle"])]
+    pub spire_socket: Option<PathBuf>,
     /// PEM file of the roots that vouch for the control plane's server certificate.
     #[arg(long, env = "SEINE_CA_ROOTS")]
     pub ca_roots: Option<PathBuf>,

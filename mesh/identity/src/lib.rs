@@ -19,6 +19,7 @@ pub mod mesh_ca;
 pub mod peer;
 pub mod renewal;
 pub mod source;
+pub mod spire;
 pub mod svid;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -38,6 +39,7 @@ pub use peer::{AcceptedIdentities, PeerCertificate, PeerError, peer_certificate,
 pub use renewal::{CertificateState, RenewalRules};
 pub use source::{CertificateSource, SourceError};
 pub use spiffe::{SpiffeId, TrustDomain, X509Bundle, X509BundleSet};
+pub use spire::{Spire, SpireApi, SpireOptions};
 #[doc(hidden)]
 pub use svid::unverified_identity;
 pub use svid::{Svid, SvidError};

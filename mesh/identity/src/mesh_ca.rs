@@ -23,7 +23,7 @@ use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
 use crate::identity::{Identity, shorten};
-use crate::source::{CertificateSource, SourceError};
+use crate::source::{CertificateSource, SourceError, chain_of};
 use crate::svid::Svid;
 
 /// How to reach a CA.
@@ -246,13 +246,4 @@ fn impersonation(identity: &Identity) -> prost_types::Struct {
     prost_types::Struct {
         fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]),
     }
-}
-
-/// An error with its causes: those of tonic say nothing by themselves.
-fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

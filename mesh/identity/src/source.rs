@@ -5,7 +5,7 @@ use futures::future::BoxFuture;
 use crate::identity::Identity;
 use crate::svid::{Svid, SvidError};
 
-/// Issues SVIDs: the built-in CA ([`MeshCa`](crate::MeshCa)), or SPIRE.
+/// Issues SVIDs: a CA ([`MeshCa`](crate::MeshCa)), or SPIRE ([`Spire`](crate::Spire)).
 ///
 /// Called by the certificate manager's task alone, several calls at a time. A call may be dropped
 /// before it is over.
@@ -63,4 +63,13 @@ impl SourceError {
             reason: error.to_string(),
         }
     }
+}
+
+/// An error with its causes: those of tonic say nothing by themselves.
+pub(crate) fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

@@ -14,6 +14,7 @@ mod goaway;
 mod namespace;
 mod pages;
 mod secrets;
+mod spire;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -149,7 +150,14 @@ impl Node {
             ("--admin-address", &admin.to_string()),
             ("--metrics-address", "127.0.0.1:0"),
         ] {
-            if !flags.iter().any(|(other, _)| *other == flag) {
+            let instead = match flag {
+                "--ca-address" => "--spire-socket",
+                _ => flag,
+            };
+            if !flags
+                .iter()
+                .any(|(other, _)| [flag, instead].contains(other))
+            {
                 command.args([flag, value]);
             }
         }
