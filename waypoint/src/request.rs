@@ -1,5 +1,6 @@
 //! The way of one request: is its head unambiguous, does policy allow it, which rule decides, which backend answers.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -76,7 +77,11 @@ async fn route(
     let rules = shared.routes.of(&bound.service.key);
     let from = bound.first.identity.namespace();
     let asked = allowed.asked();
-    let choice = router::choose(&rules, &bound.service.key, bound.port, from, &asked);
+    let choice = match bound.pod {
+        // Routes are about the service.
+        Some(_) => Choice::NoRules,
+        None => router::choose(&rules, &bound.service.key, bound.port, from, &asked),
+    };
     let Some((rule, matched)) = chosen(choice)? else {
         let call = Call {
             service: bound.service.clone(),
@@ -237,6 +242,7 @@ impl Call {
         })?;
         let request = Request::from_parts(parts, body);
         let to = Wanted {
+            pod: bound.pod.as_ref(),
             service: &self.service,
             port: self.port,
             first: &bound.first,
@@ -251,22 +257,46 @@ impl Call {
     }
 }
 
-/// Judges a request, or without one a connection that nobody parses, by the policies of the service. Waits for
-/// policies that are known by name alone, for at most the configured time.
+/// Judges a request, or without one a connection that nobody parses, by the policies of the service; where a pod is
+/// addressed, of every service that leads there.
 pub(crate) async fn judge(
     shared: &Shared,
     bound: &Bound,
+    request: Option<(&Head, &request::Parts)>,
+) -> Decision {
+    let mut decision = judge_as(shared, bound, &bound.service, bound.destination, request).await;
+    for (service, port) in bound.pod.iter().flat_map(|pod| pod.also.iter()) {
+        if !decision.allowed {
+            break;
+        }
+        let address = service
+            .addresses
+            .iter()
+            .find_map(|address| address.single());
+        let address = address.unwrap_or(bound.destination.ip());
+        let destination = SocketAddr::new(address, *port);
+        decision = judge_as(shared, bound, service, destination, request).await;
+    }
+    decision
+}
+
+/// By the policies of one service. Waits for those that are known by name alone, for at most the configured time.
+async fn judge_as(
+    shared: &Shared,
+    bound: &Bound,
+    service: &Arc<Service>,
+    destination: SocketAddr,
     request: Option<(&Head, &request::Parts)>,
 ) -> Decision {
     let mut changes = shared.store.changed();
     let deadline = Instant::now() + shared.config.policy_wait;
     loop {
         changes.mark_unchanged();
-        let service = shared.store.service(&bound.service.key);
-        let service = service.as_ref().unwrap_or(&bound.service);
-        let missing = match shared.store.policies_at_waypoint(service) {
+        let current = shared.store.service(&service.key);
+        let current = current.as_ref().unwrap_or(service);
+        let missing = match shared.store.policies_at_waypoint(current) {
             Applicable::Ready(policies) if policies.is_empty() => {
-                return verdict_on(bound, &[], None);
+                return verdict_on(bound, destination, &[], None);
             }
             Applicable::Ready(policies) => {
                 let texts = request.map(|(_, parts)| texts(&parts.headers));
@@ -282,7 +312,7 @@ pub(crate) async fn judge(
                         host: &head.host,
                         headers,
                     });
-                return verdict_on(bound, &policies, asked);
+                return verdict_on(bound, destination, &policies, asked);
             }
             Applicable::Missing(missing) => missing,
         };
@@ -296,12 +326,13 @@ pub(crate) async fn judge(
 
 fn verdict_on(
     bound: &Bound,
+    destination: SocketAddr,
     policies: &[Arc<seine_policy::Policy>],
     request: Option<seine_policy::Request<'_>>,
 ) -> Decision {
     let connection = Connection {
         source: bound.first.address,
-        destination: bound.destination,
+        destination,
         identity: Some(&bound.first.identity),
         request,
     };

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use seine_hbone::{Authority, DrainSignal, Incoming, Io, Stream, accept};
 use seine_telemetry::{Lines, limited};
-use seine_workload::{AppProtocol, Service};
+use seine_workload::{AppProtocol, Service, Workload};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use crate::linger::Lingering;
 use crate::request::{self, judge};
 use crate::shared::Shared;
 use crate::telemetry::Entry;
-use crate::upstream::{self, First};
+use crate::upstream::{self, Endpoint, First};
 
 /// Of what strangers cause.
 static LINES: Lines = Lines::new();
@@ -46,10 +46,23 @@ pub struct Bound {
     pub service: Arc<Service>,
     /// Its port.
     pub port: u16,
-    /// What the client asked for.
+    /// What the client asked for; of a pod its service's address.
     pub destination: SocketAddr,
+    /// The pod, where the client asked for that and not for the service.
+    pub pod: Option<Pod>,
     /// The client.
     pub first: First,
+}
+
+/// A pod that is addressed itself. Policies of its services hold, and their routes don't.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// Where its application listens.
+    pub address: SocketAddr,
+    /// Further services and ports that lead there.
+    pub also: Arc<[(Arc<Service>, u16)]>,
 }
 
 /// Accepts tunnels until `stop`.
@@ -118,7 +131,7 @@ async fn stream(shared: Arc<Shared>, incoming: Incoming, drain: DrainSignal) {
         limited!(
             LINES, "not-bound",
             warn: %peer, identity = %incoming.peer_identity, %asked, flag = "NOT_BOUND",
-            "a CONNECT is refused: no service that is bound to this waypoint"
+            "a CONNECT is refused: nothing that is bound to this waypoint"
         );
         return incoming.reject(StatusCode::BAD_REQUEST);
     };
@@ -131,23 +144,25 @@ async fn stream(shared: Arc<Shared>, incoming: Incoming, drain: DrainSignal) {
     }
 }
 
-/// The service that a CONNECT is for, if it is bound to this waypoint and the client may see it.
+/// What a CONNECT is for, if it is bound to this waypoint and the client may see it.
 fn bind(shared: &Shared, incoming: &Incoming) -> Option<Bound> {
     let from = incoming.peer_identity.namespace();
     let authority = &incoming.request.authority;
     let service = match authority {
         Authority::Address(address) => shared.store.service_at(address.ip(), Some(from)),
         Authority::Host { host, .. } => shared.store.service_named(host.as_str(), Some(from)),
-    }?;
-    let port = authority.port();
+    };
+    let (service, port, pod) = match service {
+        Some(service) => (service, authority.port(), None),
+        None => addressed_pod(shared, authority.address()?)?,
+    };
     service.port(port)?;
     let address = service
         .addresses
         .iter()
         .find_map(|address| address.single());
-    let destination = authority
-        .address()
-        .or(address.map(|address| SocketAddr::new(address, port)))?;
+    let asked = authority.address().filter(|_| pod.is_none());
+    let destination = asked.or(address.map(|address| SocketAddr::new(address, port)))?;
     let peer = unmapped(incoming.peer);
     // The port is the application's own where the header agrees with the tunnel's address.
     let forwarded = incoming.request.forwarded.as_ref();
@@ -164,7 +179,41 @@ fn bind(shared: &Shared, incoming: &Incoming) -> Option<Bound> {
         service,
         port,
         destination,
+        pod,
     })
+}
+
+/// The pod at an address, with the services bound here that lead to its port: there is at least one.
+fn addressed_pod(shared: &Shared, address: SocketAddr) -> Option<(Arc<Service>, u16, Option<Pod>)> {
+    let workload = shared.store.workload_at(address.ip())?;
+    if !shared.serves_pod(&workload) {
+        return None;
+    }
+    let mut leading = Vec::new();
+    for (key, ports) in &workload.services {
+        let service = shared.store.service(key);
+        let Some(service) = service.filter(|service| shared.serves(service)) else {
+            continue;
+        };
+        let ports = ports
+            .iter()
+            .filter(|port| port.target_port == address.port());
+        leading.extend(ports.map(|port| (service.clone(), port.service_port)));
+    }
+    // One that says what it speaks knows better than one that doesn't.
+    leading.sort_by_key(|(service, port)| {
+        let protocol = service.port(*port).map(|port| port.app_protocol);
+        protocol == Some(AppProtocol::Unknown)
+    });
+    let mut leading = leading.into_iter();
+    let (service, port) = leading.next()?;
+    let also = leading.collect();
+    let pod = Pod {
+        workload,
+        address,
+        also,
+    };
+    Some((service, port, Some(pod)))
 }
 
 /// Whether a port speaks HTTP: because it says so, or because a route is about it. It is never guessed from the bytes.
@@ -246,7 +295,10 @@ async fn opaque_upstream(shared: &Shared, bound: &Bound, entry: &mut Entry) -> R
         return Err(Failure::Denied(decision.because));
     }
     let client = bound.first.address.ip();
-    let endpoint = upstream::endpoint(shared, &bound.service, bound.port, client, &[])?;
+    let endpoint = match &bound.pod {
+        Some(pod) => Endpoint::of_pod(pod, &bound.service, &[])?,
+        None => upstream::endpoint(shared, &bound.service, bound.port, client, &[])?,
+    };
     entry.endpoint = Some(endpoint.clone());
     let generation = upstream::generation(shared).await?;
     shared

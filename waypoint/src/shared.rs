@@ -5,7 +5,7 @@ use std::sync::Arc;
 use seine_hbone::Settings;
 use seine_identity::{CertificateManager, Identity};
 use seine_telemetry::Readiness;
-use seine_workload::{GatewayDestination, Service, Store, Workload};
+use seine_workload::{GatewayAddress, GatewayDestination, Service, Store, Workload};
 
 use crate::config::Config;
 use crate::routes::Routes;
@@ -46,7 +46,15 @@ impl Shared {
     pub(crate) fn serves(&self, service: &Service) -> bool {
         let weighted = service.weighted_waypoints.iter();
         let weighted = weighted.map(|waypoint| &waypoint.destination);
-        let gateways = service.waypoint.as_deref().into_iter().chain(weighted);
+        self.is_any_of(service.waypoint.as_deref().into_iter().chain(weighted))
+    }
+
+    /// The same for a pod, when it is addressed itself.
+    pub(crate) fn serves_pod(&self, workload: &Workload) -> bool {
+        self.is_any_of(workload.waypoint.as_deref())
+    }
+
+    fn is_any_of<'a>(&self, gateways: impl IntoIterator<Item = &'a GatewayAddress>) -> bool {
         let Some(own) = self.own_workload() else {
             return false;
         };

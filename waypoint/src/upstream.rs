@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::failure::Failure;
+use crate::serve::Pod;
 use crate::shared::Shared;
 
 /// A connection that nobody used for this long is closed.
@@ -59,8 +60,34 @@ pub struct Endpoint {
     peers: Option<AcceptedIdentities>,
 }
 
+impl Endpoint {
+    /// A pod that was addressed itself: there is no other.
+    pub(crate) fn of_pod(
+        pod: &Pod,
+        service: &Arc<Service>,
+        tried: &[Arc<str>],
+    ) -> Result<Self, Failure> {
+        let Pod {
+            workload, address, ..
+        } = pod;
+        if tried.contains(&workload.uid) {
+            return Err(Failure::Unavailable(format!("{address} was tried")));
+        }
+        Ok(Self {
+            uid: workload.uid.clone(),
+            address: *address,
+            service: service.clone(),
+            peers: workload
+                .is_meshed()
+                .then(|| workload.identity.clone().into()),
+        })
+    }
+}
+
 /// What is asked, by whom, and in which version.
 pub(crate) struct Wanted<'a> {
+    /// In the place of the service's endpoints.
+    pub(crate) pod: Option<&'a Pod>,
     pub(crate) service: &'a Arc<Service>,
     pub(crate) port: u16,
     pub(crate) first: &'a First,
@@ -172,7 +199,11 @@ impl Upstreams {
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
-            let endpoint = match endpoint(shared, to.service, to.port, client, &tried) {
+            let found = match to.pod {
+                Some(pod) => Endpoint::of_pod(pod, to.service, &tried),
+                None => endpoint(shared, to.service, to.port, client, &tried),
+            };
+            let endpoint = match found {
                 Ok(endpoint) => endpoint,
                 // The failure of the last endpoint says more than that there is no further one.
                 Err(error) => return Err(last.unwrap_or(error)),

@@ -141,7 +141,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
     policy::translate(objects, &mut services, &pods, settings, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
-    waypoint::bind(&mut services, &pods, settings, &mut resources);
+    waypoint::bind(objects, &mut services, &pods, settings, &mut resources);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
     resources.findings.network_policies = network_policies(objects, settings);
     for workload in resources.workloads.values_mut() {

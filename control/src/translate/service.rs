@@ -84,7 +84,8 @@ pub(super) fn hostname(key: &ObjectKey, settings: &Settings) -> String {
     format!("{}.{}.svc.{}", key.name, key.namespace, settings.dns_domain)
 }
 
-fn waypoint_address(namespace: &str, name: &str, settings: &Settings) -> GatewayAddress {
+/// Where the waypoint of a name takes HBONE.
+pub(super) fn waypoint_address(namespace: &str, name: &str, settings: &Settings) -> GatewayAddress {
     let destination = NamespacedHostname {
         namespace: namespace.into(),
         hostname: hostname(&ObjectKey::new(namespace, name), settings),

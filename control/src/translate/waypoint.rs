@@ -2,37 +2,43 @@
 //!
 //! A port of a pod is bound if any bound service leads to it: then the waypoints of those services alone may
 //! reach it, whoever else the pod serves on that port. It doesn't matter whether the waypoint is there.
+//!
+//! Where the waypoint takes requests to pods, too, the pod names it: then clients that address the pod itself are sent there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use seine_objects::ObjectKey;
+use seine_objects::{ObjectKey, ObjectSet};
 use seine_proto::extensions::BoundPort;
 
 use super::{Resources, Settings, service, workload};
 
 /// Completes the pods' workloads with the ports that are bound there, and the services with their policies.
 pub(super) fn bind(
+    objects: &ObjectSet,
     services: &mut BTreeMap<ObjectKey, service::Translated>,
     pods: &workload::Pods,
     settings: &Settings,
     resources: &mut Resources,
 ) {
-    let waypoints: BTreeMap<&str, String> = services
+    let waypoints: BTreeMap<&str, ObjectKey> = services
         .iter()
         .filter_map(|(key, service)| {
-            let account = service.waypoint.as_ref()?;
-            let identity = format!(
-                "spiffe://{}/ns/{}/sa/{account}",
-                settings.trust_domain, key.namespace
-            );
-            Some((service.key.as_str(), identity))
+            let name = service.waypoint.as_ref()?;
+            Some((service.key.as_str(), ObjectKey::new(&key.namespace, name)))
         })
         .collect();
+    let identity = |waypoint: &ObjectKey| {
+        let ObjectKey { namespace, name } = waypoint;
+        format!(
+            "spiffe://{}/ns/{namespace}/sa/{name}",
+            settings.trust_domain
+        )
+    };
     for pod in &pods.list {
         let Some(workload) = resources.workloads.get_mut(&pod.uid) else {
             continue;
         };
-        let mut bound: BTreeMap<u32, BTreeSet<&String>> = BTreeMap::new();
+        let mut bound: BTreeMap<u32, BTreeSet<&ObjectKey>> = BTreeMap::new();
         for (service, ports) in &workload.services {
             let Some(waypoint) = waypoints.get(service.as_str()) else {
                 continue;
@@ -41,9 +47,17 @@ pub(super) fn bind(
                 bound.entry(port.target_port).or_default().insert(waypoint);
             }
         }
+        let mut all: BTreeSet<_> = bound.values().flatten().copied().collect();
+        // A workload has one at most: with several, whoever addresses it is refused.
+        if let (Some(only), None) = (all.pop_first(), all.first())
+            && (objects.gateways.get(only)).is_some_and(|gateway| gateway.takes_pods())
+        {
+            let address = service::waypoint_address(&only.namespace, &only.name, settings);
+            workload.waypoint = Some(address);
+        }
         let bound = bound.into_iter().map(|(target_port, waypoints)| BoundPort {
             target_port,
-            waypoint_identities: waypoints.into_iter().cloned().collect(),
+            waypoint_identities: waypoints.into_iter().map(identity).collect(),
         });
         let extension = workload::extension(&pod.object, bound.collect());
         workload.extensions = extension.into_iter().collect();

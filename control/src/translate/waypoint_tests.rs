@@ -85,6 +85,40 @@ fn a_bound_service_names_its_waypoint_and_its_pods_admit_nobody_else_on_its_port
     assert!(free.waypoint.is_none());
 }
 
+fn gateway(name: &str, labels: &str, class: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\nspec: {{gatewayClassName: {class}, listeners: []}}\n"
+    )
+}
+
+#[test]
+fn a_pod_names_a_waypoint_that_takes_pods_if_it_is_the_only_one_bound_there() {
+    let all = "seine.dev/waypoint-for: all";
+    let other = || {
+        let ports = "selector: {app: a}, ports: [{port: 81, targetPort: 9090}]";
+        service("two", "seine.dev/use-waypoint: other", ports)
+    };
+    for (gateway, other, named) in [
+        (gateway("wp", all, "seine-waypoint"), String::new(), true),
+        (gateway("wp", "", "seine-waypoint"), String::new(), false),
+        (
+            gateway("wp", "seine.dev/waypoint-for: service", "seine-waypoint"),
+            String::new(),
+            false,
+        ),
+        (gateway("wp", all, "another"), String::new(), false),
+        (gateway("wp", all, "seine-waypoint"), other(), false),
+        (String::new(), String::new(), false),
+    ] {
+        let pod = pod("shop", "a", "10.0.0.1", "labels: {app: a}", "");
+        let resources = translated(&[gateway.clone(), bound("web"), other, pod].concat());
+        let workload = &resources.workloads["Kubernetes//Pod/shop/a"];
+        let of_service = &resources.services["shop/web.shop.svc.cluster.local"].waypoint;
+        assert_eq!(workload.waypoint.is_some(), named, "{gateway}");
+        assert!(!named || workload.waypoint == *of_service);
+    }
+}
+
 /// The text of a policy's first rule: its ports and what must hold of the request.
 fn first(authorization: &Authorization) -> (Vec<u32>, RequestMatch) {
     let found = &authorization.rules[0].clauses.last().unwrap().matches[0];

@@ -344,6 +344,14 @@ impl Workload {
             .map(|b| &*b.waypoints)
     }
 
+    /// The waypoint of connections addressed to the workload itself. Where ports of it are bound, of those to these alone.
+    pub(crate) fn own_waypoint(&self, target_port: u16) -> Option<&GatewayAddress> {
+        let extension = self.extension.as_ref();
+        let all = extension.is_none_or(|extension| extension.bound_ports.is_empty());
+        let concerned = all || self.bound_to(target_port).is_some();
+        self.waypoint.as_deref().filter(|_| concerned)
+    }
+
     /// Whether all of its DNS queries are forwarded unchanged.
     pub fn dns_opt_out(&self) -> bool {
         self.extension

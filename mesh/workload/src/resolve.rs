@@ -284,7 +284,7 @@ fn to_workload(
     question: &Question<'_>,
     random: &mut impl Rng,
 ) -> Result<Destination, Unavailable> {
-    if let Some(gateway) = workload.waypoint.as_deref()
+    if let Some(gateway) = workload.own_waypoint(question.destination.port())
         && !is_at(index, question.source, gateway)
     {
         let waypoint = to_waypoint(index, gateway, question, random)?;

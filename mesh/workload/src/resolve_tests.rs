@@ -459,6 +459,35 @@ fn a_workload_with_a_waypoint_is_reached_through_it_when_addressed_itself() {
 }
 
 #[test]
+fn where_ports_of_a_workload_are_bound_its_waypoint_is_of_those_alone() {
+    let [wp_service, wp_pod] = waypoint_parts();
+    let extension = seine_proto::extensions::WorkloadExtension {
+        bound_ports: vec![seine_proto::extensions::BoundPort {
+            target_port: 8080,
+            waypoint_identities: vec!["spiffe://cluster.local/ns/shop/sa/waypoint".into()],
+        }],
+        ..Default::default()
+    };
+    let extension = prost_types::Any {
+        type_url: String::new(),
+        value: prost::Message::encode_to_vec(&extension),
+    };
+    let bound = proto::Workload {
+        waypoint: Some(waypoint_name()),
+        extensions: vec![proto::Extension {
+            name: "seine.dev/workload".into(),
+            config: Some(extension),
+        }],
+        ..pod("a", "10.0.0.1")
+    };
+    let store = store([api().resource(), bound.resource(), wp_service, wp_pod]);
+    let through = waypoint(to(&store, "10.0.0.1:8080", None));
+    assert_eq!(through.authority, "10.0.0.1:8080".parse().unwrap());
+    let direct = upstream(to(&store, "10.0.0.1:9090", None));
+    assert_eq!(&*direct.workload.name, "a");
+}
+
+#[test]
 fn with_its_waypoint_away_a_service_is_unavailable() {
     let service = proto::Service {
         waypoint: Some(waypoint_name()),

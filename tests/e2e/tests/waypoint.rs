@@ -21,6 +21,7 @@ fn main() -> ExitCode {
             a_path_is_denied_by_policy_in_whatever_way_it_is_written_and_the_log_names_the_policy,
             identities_and_hop_by_hop_headers_of_a_client_go_no_further,
             nobody_reaches_the_pods_of_a_bound_service_past_its_waypoint,
+            a_waypoint_for_all_takes_requests_to_pods_under_policy_and_without_routes,
             without_its_waypoint_a_service_is_reached_by_nobody,
         ],
     )
@@ -36,30 +37,39 @@ fn up() -> Result<Bed> {
     let mut web = service("mesh", "web", "", &PORTS);
     web["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
     web["spec"]["selector"] = json!({"of": "web"});
+    let mut open = service("mesh", "open", "open", &PORTS);
+    open["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp-all"});
     Bed::up(
         "e2e-waypoint",
         &[
             meshed_namespace("mesh"),
             plain_namespace("plain"),
-            gateway(),
+            gateway("wp", json!({})),
+            gateway("wp-all", json!({"seine.dev/waypoint-for": "all"})),
             Pod::new("mesh", "client", 1).object(),
             Pod::new("mesh", "other", 2).object(),
             Pod::new("plain", "client", 1).object(),
             server("v1", 1),
             server("v2", 2),
+            Pod::new("mesh", "open", 2)
+                .serves(&["mirror:8080", "mirror:9090"])
+                .object(),
             web,
+            open,
             service("mesh", "v1", "v1", &PORTS),
             service("mesh", "v2", "v2", &PORTS),
             route(),
-            policy(),
+            route_of_open(),
+            policy("no-admin", "web"),
+            policy("no-admin-here", "open"),
         ],
     )
 }
 
-fn gateway() -> Value {
+fn gateway(name: &str, labels: Value) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-        "metadata": {"name": "wp", "namespace": "mesh"},
+        "metadata": {"name": name, "namespace": "mesh", "labels": labels},
         "spec": {"gatewayClassName": "seine-waypoint", "listeners": [
             {"name": "mesh", "port": 15008, "protocol": "HBONE"},
         ]},
@@ -81,13 +91,29 @@ fn route() -> Value {
     })
 }
 
-fn policy() -> Value {
+fn route_of_open() -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "open", "namespace": "mesh"},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "open"}],
+            "rules": [{
+                "filters": [{"type": "ResponseHeaderModifier", "responseHeaderModifier": {
+                    "set": [{"name": "x-by-route", "value": "yes"}],
+                }}],
+                "backendRefs": [{"name": "open", "port": 80}],
+            }],
+        },
+    })
+}
+
+fn policy(name: &str, service: &str) -> Value {
     json!({
         "apiVersion": "policy.seine.dev/v1alpha1", "kind": "AuthorizationPolicy",
-        "metadata": {"name": "no-admin", "namespace": "mesh"},
+        "metadata": {"name": name, "namespace": "mesh"},
         "spec": {
             "action": "Deny",
-            "targetRefs": [{"kind": "Service", "name": "web"}],
+            "targetRefs": [{"kind": "Service", "name": service}],
             "rules": [{"to": [{"paths": ["/admin*"]}]}],
         },
     })
@@ -112,7 +138,9 @@ fn web(bed: &Bed, path: &str, headers: &str, status: &str) -> Result<String> {
 
 fn waypoint_pod(bed: &Bed) -> Result<Option<String>> {
     let pods = bed.lab().status()?.pods;
-    let found = pods.into_iter().find(|pod| pod.name.starts_with("wp-"));
+    let found = pods
+        .into_iter()
+        .find(|pod| pod.name.starts_with("wp-") && !pod.name.starts_with("wp-all"));
     Ok(found.map(|pod| pod.name))
 }
 
@@ -210,6 +238,37 @@ fn nobody_reaches_the_pods_of_a_bound_service_past_its_waypoint(bed: &Bed) -> Re
     Ok(())
 }
 
+fn a_waypoint_for_all_takes_requests_to_pods_under_policy_and_without_routes(
+    bed: &Bed,
+) -> Result<()> {
+    let pod = bed.pod_ips("mesh/open")?.0.to_string();
+    let answered = |host: &str, port: u16, path: &str, status: &str| -> Result<String> {
+        let asked = get(bed, "mesh/client", host, port, path, "")?;
+        let begins = format!("HTTP/1.1 {status}");
+        ensure!(
+            asked.received.starts_with(&begins),
+            "{host} {path}: {asked:?}"
+        );
+        Ok(asked.received)
+    };
+    ensure!(answered("open", 80, "/a", "200")?.contains("x-by-route: yes"));
+    ensure!(!answered(&pod, 8080, "/a", "200")?.contains("x-by-route"));
+    answered("open", 80, "/admin", "403")?;
+    answered(&pod, 8080, "/admin", "403")?;
+    // No service leads to this port, so it is not bound, and its waypoint is not asked.
+    answered(&pod, 9090, "/admin", "200")?;
+    let asked = get(bed, "plain/client", &pod, 8080, "/a", "")?;
+    ensure!(
+        asked.received.is_empty() && asked.failure.is_some(),
+        "{asked:?}"
+    );
+    bed.await_ztunnel(
+        1,
+        &["direction=outbound", "waypoint", &format!("{pod}:8080")],
+    )?;
+    Ok(())
+}
+
 fn without_its_waypoint_a_service_is_reached_by_nobody(bed: &Bed) -> Result<()> {
     bed.delete("mesh", "gateway/wp")?;
     until("the waypoint is gone", || {
@@ -231,7 +290,7 @@ fn without_its_waypoint_a_service_is_reached_by_nobody(bed: &Bed) -> Result<()> 
             "response_flags=NO_ENDPOINT",
         ],
     )?;
-    bed.apply(&[gateway()])?;
+    bed.apply(&[gateway("wp", json!({}))])?;
     until("the service is reached again", || {
         let asked = get(bed, "mesh/client", "web", 80, "/a", "")?;
         Ok(asked.received.starts_with("HTTP/1.1 200").then_some(()))

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::Gateway;
 use crate::EnrolmentSettings;
 
 /// The label of a service, or of a namespace for all of its services, that names a waypoint of the same namespace;
@@ -13,7 +14,12 @@ pub const ISTIO_WAYPOINT_LABEL: &str = "istio.io/use-waypoint";
 /// The label of what belongs to a Gateway.
 pub const GATEWAY_NAME_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
 
+/// The label of a Gateway that says what its waypoint takes: requests to `service`s, as where the label isn't there, or
+/// `all`, also those to the pods behind them.
+pub const WAYPOINT_FOR_LABEL: &str = "seine.dev/waypoint-for";
+
 const NONE: &str = "none";
+const ALL: &str = "all";
 
 /// The name of the waypoint that a service is bound to, in the service's namespace. It is bound also where there is
 /// no such waypoint: then nobody reaches it.
@@ -32,6 +38,13 @@ pub fn waypoint_of<'a>(
     of(&service.metadata)
         .or_else(|| of(&namespace?.metadata))
         .filter(|name| *name != NONE)
+}
+
+impl Gateway {
+    /// It is a waypoint that also takes requests to the pods behind its services.
+    pub fn takes_pods(&self) -> bool {
+        self.is_waypoint() && label(&self.metadata, WAYPOINT_FOR_LABEL) == Some(ALL)
+    }
 }
 
 /// What an object's labels say. Of our own label any value is an answer, which the alias doesn't overrule.

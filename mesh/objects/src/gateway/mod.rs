@@ -11,7 +11,9 @@ mod unread;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-pub use binding::{GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL, WAYPOINT_LABEL, waypoint_of};
+pub use binding::{
+    GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL, WAYPOINT_FOR_LABEL, WAYPOINT_LABEL, waypoint_of,
+};
 pub use http_route::{
     BackendRef, Filter, Header, HeaderModifier, HttpRoute, HttpRouteMatch, HttpRouteRule,
     HttpRouteSpec, NamedMatch, ParentRef, PathMatch, PathModifier, RequestRedirect, Timeouts,
