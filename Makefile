@@ -9,7 +9,7 @@ PROFILE ?= dev
 release_flags = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=/registry
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help charts demo test test-kernels test-kubernetes fuzz images images-twice bench bench-smoke bench-instructions lint bpf build clean-lab
+.PHONY: help charts conformance demo test test-kernels test-kubernetes fuzz images images-twice bench bench-smoke bench-instructions lint bpf build clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,6 +26,9 @@ test-kernels: packages-build packages-kernels ## Load and try the eBPF programs 
 
 test-kubernetes: machine packages-lab packages-kubernetes packages-build ## Build Kubernetes and images, and test on two real nodes (root; from nothing 25 min)
 	@scripts/test-kubernetes.sh
+
+conformance: machine packages-lab packages-kubernetes packages-build ## Run the Gateway API's suite on two real nodes, with the mesh and without (root)
+	@tests/conformance/run.sh
 
 fuzz: packages-build ## Run each fuzz target for some seconds
 	@tests/fuzz/run.sh 6

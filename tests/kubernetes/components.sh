@@ -21,6 +21,9 @@ module() {
         coredns) echo tools seine.dev/tests/kubernetes/components/tools/coredns ;;
         helm) echo tools helm.sh/helm/v4/cmd/helm ;;
         kube-score) echo kube-score github.com/zegl/kube-score/cmd/kube-score ;;
+        echo-basic) echo ../../conformance sigs.k8s.io/gateway-api/conformance/echo-basic ;;
+        echo-advanced-client | echo-advanced-server)
+            echo echo-advanced "istio.io/istio/pkg/test/echo/cmd/${1##*-}" ;;
         *) say "components.sh: no such component: $1"; exit 2 ;;
     esac
 }
