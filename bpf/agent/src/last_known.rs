@@ -1,5 +1,8 @@
-//! The file by which the CNI plugin decides while the agent is away.
+//! The files by which the CNI plugin decides while the agent is away.
 
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 
 use seine_cni::LastKnown;
@@ -7,6 +10,8 @@ use seine_cni::NamespaceState;
 use seine_objects::ObjectSet;
 use seine_objects::pods;
 
+use crate::agent::LAST_KNOWN_FILE;
+use crate::cluster::KUBECONFIG_FILE;
 use crate::config::Config;
 use crate::plan;
 use crate::plan::Desired;
@@ -42,6 +47,20 @@ impl LastKnownFile {
     }
 }
 
+/// Of a node that the mesh leaves. The plugin is out of the chain, so that nobody reads them; one is a secret.
+pub(crate) fn remove_all(state_dir: &Path) {
+    for name in [LAST_KNOWN_FILE, KUBECONFIG_FILE] {
+        let path = state_dir.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "remove what the CNI plugin read");
+            }
+        }
+    }
+}
+
 fn last_known(objects: &ObjectSet, config: &Config) -> LastKnown {
     let settings = &config.enrolment;
     let namespaces = objects.namespaces.iter().map(|(key, namespace)| {
@@ -68,5 +87,6 @@ fn last_known(objects: &ObjectSet, config: &Config) -> LastKnown {
     LastKnown {
         namespaces: namespaces.collect(),
         pods_not_opted_in: stays_out.collect(),
+        istio_alias: settings.istio_alias,
     }
 }

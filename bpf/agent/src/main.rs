@@ -18,6 +18,8 @@ use seine_agent::LAST_KNOWN_FILE;
 use seine_agent::Listeners;
 use seine_agent::NodeProxy;
 use seine_agent::check;
+use seine_agent::cluster::KUBECONFIG_FILE;
+use seine_agent::cluster::ServiceAccount;
 use seine_agent::cluster::uninstall::Agents;
 use seine_agent::cni_chain;
 use seine_agent::cni_chain::ChainSettings;
@@ -157,8 +159,14 @@ struct InCluster {
 
 impl InCluster {
     async fn connect(self, namespace: &str) -> anyhow::Result<service::Cluster> {
+        let account = match &self.kubeconfig {
+            // Who gives one sees to the plugin's too.
+            Some(_) => None,
+            None => Some(ServiceAccount::of_pod()?),
+        };
         Ok(service::Cluster {
             client: seine_kubernetes::client(self.kubeconfig.as_deref()).await?,
+            account,
             agents: Agents {
                 namespace: namespace.to_owned(),
                 daemon_set: self.daemon_set,
@@ -213,6 +221,7 @@ impl Chain {
             entry: PluginEntry {
                 agent_socket: run_dir.join(CNI_SOCKET),
                 state_file: state_dir.join(LAST_KNOWN_FILE),
+                kubeconfig: state_dir.join(KUBECONFIG_FILE),
                 always_start_namespaces,
                 timeout_seconds: self.cni_timeout_seconds,
             },

@@ -16,7 +16,6 @@ use tokio::sync::watch;
 
 use crate::Agent;
 use crate::Config;
-use crate::LAST_KNOWN_FILE;
 use crate::Redirector;
 use crate::StartError;
 use crate::StateLock;
@@ -24,11 +23,14 @@ use crate::UninstallError;
 use crate::admin;
 use crate::agent::SOCKETS;
 use crate::cluster::ClusterSettings;
+use crate::cluster::KUBECONFIG_FILE;
 use crate::cluster::Reports;
+use crate::cluster::ServiceAccount;
 use crate::cluster::uninstall;
 use crate::cluster::uninstall::AgentPod;
 use crate::cluster::uninstall::Agents;
 use crate::cni_chain;
+use crate::last_known;
 use crate::redirect::Redirect;
 use crate::redirect::RedirectConfig;
 use crate::redirect::RedirectError;
@@ -42,6 +44,8 @@ const UNINSTALLED: &str = "uninstalled";
 pub struct Cluster {
     /// Its API server.
     pub client: Client,
+    /// By which the agent is known there, where it runs as a pod.
+    pub account: Option<ServiceAccount>,
     /// The agents.
     pub agents: Agents,
     /// This one.
@@ -129,6 +133,8 @@ pub async fn serve(
                 node: config.node.clone(),
                 startup_taint: cluster.startup_taint,
                 enrolment: config.enrolment.clone(),
+                account: cluster.account.clone(),
+                kubeconfig: config.state_dir.join(KUBECONFIG_FILE),
             };
             let reports = Reports::start(&cluster.client, settings, &agent, objects.clone());
             let asked = tokio::select! {
@@ -235,13 +241,10 @@ async fn leave(
         }
         tokio::time::sleep(RETRY).await;
     }
-    let files = SOCKETS.map(|name| config.run_dir.join(name));
-    for path in files
-        .into_iter()
-        .chain([config.state_dir.join(LAST_KNOWN_FILE)])
-    {
+    last_known::remove_all(&config.state_dir);
+    for name in SOCKETS {
         // Nobody looks at what is left of them: the plugin is out of the chain.
-        let _ = std::fs::remove_file(path);
+        let _ = std::fs::remove_file(config.run_dir.join(name));
     }
     let pod = AgentPod {
         node: config.node.clone(),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::agent;
+use crate::last_known;
 use crate::netns::Netns;
 use crate::redirect::Redirect;
 use crate::redirect::RedirectConfig;
@@ -31,6 +32,7 @@ pub fn uninstall(redirect: RedirectConfig, state_dir: &Path) -> Result<(), Unins
         return Err(UninstallError::Running);
     }
     Redirect::load(redirect)?.uninstall()?;
+    last_known::remove_all(state_dir);
     let records = match Registry::open(state_dir) {
         Ok(registry) => registry.load().map(|records| (registry, records)),
         Err(error) => Err(error),

@@ -27,6 +27,8 @@ pub struct PluginEntry {
     pub agent_socket: PathBuf,
     /// Where the agent keeps the last known answers, for which it need not run.
     pub state_file: PathBuf,
+    /// Where the agent keeps its way to the API server, for what it never saw before it went away.
+    pub kubeconfig: PathBuf,
     /// Namespaces whose pods start whatever happens: the mesh's own and system-critical ones.
     pub always_start_namespaces: Vec<String>,
     /// The longest time to wait for the agent, in seconds.
@@ -47,6 +49,7 @@ impl Default for PluginEntry {
         Self {
             agent_socket: default_socket(),
             state_file: default_state_file(),
+            kubeconfig: "/var/lib/seine/agent/api-server.kubeconfig".into(),
             always_start_namespaces: default_always_start(),
             timeout_seconds: default_timeout(),
         }
@@ -65,6 +68,9 @@ pub(crate) struct Config {
     /// Where the agent keeps the last known answers, for which it need not run.
     #[serde(default = "default_state_file")]
     pub(crate) state_file: PathBuf,
+    /// Where the agent keeps its way to the API server; without it none is asked.
+    #[serde(default)]
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// Namespaces whose pods start whatever happens: the mesh's own and system-critical ones.
     #[serde(default = "default_always_start")]
     pub(crate) always_start_namespaces: Vec<String>,
@@ -139,6 +145,11 @@ impl Config {
     /// At least one second, at most two minutes: the runtime has a limit of its own.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_seconds.clamp(1, 120))
+    }
+
+    /// For the API server, whose answer comes at once or helps nobody.
+    pub(crate) fn api_timeout(&self) -> Duration {
+        self.timeout().min(Duration::from_secs(10))
     }
 
     pub(crate) fn always_starts(&self, namespace: &str) -> bool {
@@ -216,6 +227,7 @@ mod tests {
         let entry = PluginEntry {
             agent_socket: "/run/x/cni.sock".into(),
             state_file: "/run/x/n.json".into(),
+            kubeconfig: "/run/x/k.json".into(),
             always_start_namespaces: vec!["mesh".into()],
             timeout_seconds: 7,
         };
@@ -223,6 +235,7 @@ mod tests {
         assert_eq!(entry.to_value()["type"], PLUGIN_TYPE);
         assert_eq!(config.agent_socket, entry.agent_socket);
         assert_eq!(config.state_file, entry.state_file);
+        assert_eq!(config.kubeconfig, Some(entry.kubeconfig));
         assert_eq!(
             config.always_start_namespaces,
             entry.always_start_namespaces

@@ -31,6 +31,14 @@ pub struct LastKnown {
     /// the agent, too, when the node restarts or their sandboxes are made anew.
     #[serde(default)]
     pub pods_not_opted_in: BTreeSet<String>,
+    /// The agent takes `istio.io/dataplane-mode=ambient` for an opt-in too. Where it did not say, it may: then a pod
+    /// waits rather than start in plaintext.
+    #[serde(default = "yes")]
+    pub istio_alias: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl LastKnown {

@@ -6,13 +6,15 @@
 //!
 //! What always holds: a pod that is opted in starts only after the agent said that it is enrolled;
 //! with the agent away, a pod of a namespace that was last known not to be opted in starts, and so
-//! does every pod of the namespaces that must always start. Nothing waits without a bound.
+//! does every pod of the namespaces that must always start. Of a namespace that the agent never saw the API
+//! server is asked. Nothing waits without a bound.
 //!
-//! Small on purpose: one thread, no runtime, run once for each pod.
+//! Small on purpose: one thread, run once for each pod; a runtime only where the API server is asked.
 
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod api_server;
 mod client;
 mod config;
 mod error;

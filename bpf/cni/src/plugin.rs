@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+
+use seine_objects::Enrolment;
+use seine_objects::EnrolmentSettings;
 
 use crate::api::Attachment;
 use crate::api::Request;
 use crate::api::Response;
+use crate::api_server;
+use crate::api_server::PodName;
 use crate::client::Client;
 use crate::config::Config;
 use crate::config::DEFAULT_VERSION;
@@ -154,7 +158,7 @@ fn add(
     let (pod, netns) = attachment(environment, config)?;
     let previous = config.previous()?.to_string();
     let name = format!("pod {}/{}", pod.namespace, pod.name);
-    let (namespace, uid) = (pod.namespace.clone(), pod.uid.clone());
+    let id = pod.clone();
     let client = Client::new(&config.agent_socket, config.timeout());
     let failure = match client.call(&Request::Add(pod), Some(netns.as_fd())) {
         Ok(Response::Enrolled | Response::Done) => return Ok(previous),
@@ -167,7 +171,7 @@ fn add(
             format!("{name} can't be enrolled in the mesh: {reason}"),
             "the seine-agent of this node has the details in its log and at /status",
         ),
-        Err(error) => match without_agent(&config.state_file, &namespace, uid.as_deref()) {
+        Err(error) => match without_agent(config, named(&id)) {
             Ok(()) => {
                 note(format!(
                     "{name} starts without the agent, since it is not opted in: {error}"
@@ -181,7 +185,7 @@ fn add(
             ),
         },
     };
-    if config.always_starts(&namespace) {
+    if config.always_starts(&id.namespace) {
         note(format!(
             "{name} starts all the same, as every pod of its namespace: {failure}: {}",
             failure.details
@@ -191,18 +195,48 @@ fn add(
     Err(failure)
 }
 
+fn named(pod: &Attachment) -> PodName<'_> {
+    PodName {
+        namespace: &pod.namespace,
+        name: &pod.name,
+        uid: pod.uid.as_deref(),
+    }
+}
+
 /// May this pod start while the agent is away? `Err` says why it has to wait.
-fn without_agent(state_file: &Path, namespace: &str, uid: Option<&str>) -> Result<(), String> {
+fn without_agent(config: &Config, pod: PodName<'_>) -> Result<(), String> {
+    let namespace = pod.namespace;
+    let state_file = &config.state_file;
     let known = LastKnown::read(state_file)
         .map_err(|error| format!("what it last knew, {}: {error}", state_file.display()))?;
-    if uid.is_some_and(|uid| known.pods_not_opted_in.contains(uid)) {
+    if pod
+        .uid
+        .is_some_and(|uid| known.pods_not_opted_in.contains(uid))
+    {
         return Ok(());
     }
     match known.namespaces.get(namespace) {
         Some(NamespaceState::NotOptedIn) => Ok(()),
         Some(NamespaceState::OptedIn) => Err(format!("namespace {namespace} is opted in")),
-        None => Err(format!(
-            "the agent has not seen namespace {namespace} yet, so nobody knows whether it is opted in"
+        None => ask(config, &known, pod)
+            .map_err(|why| format!("the agent has not seen namespace {namespace} yet, and {why}")),
+    }
+}
+
+/// The namespace was made while the agent was away: the API server knows whether it is opted in.
+fn ask(config: &Config, known: &LastKnown, pod: PodName<'_>) -> Result<(), String> {
+    let Some(kubeconfig) = &config.kubeconfig else {
+        return Err("there is no API server to ask whether it is opted in".into());
+    };
+    let settings = EnrolmentSettings {
+        istio_alias: known.istio_alias,
+        ..EnrolmentSettings::default()
+    };
+    match api_server::ask(kubeconfig, config.api_timeout(), pod, &settings) {
+        Ok(Enrolment::NotOptedIn | Enrolment::Refused(_)) => Ok(()),
+        Ok(Enrolment::Enrolled) => Err("the API server says that the pod is opted in".into()),
+        Err(error) => Err(format!(
+            "the API server does not say whether it is opted in: {error}"
         )),
     }
 }
@@ -214,7 +248,7 @@ fn check(
 ) -> Result<(), CniError> {
     let (pod, netns) = attachment(environment, config)?;
     let name = format!("pod {}/{}", pod.namespace, pod.name);
-    let (namespace, uid) = (pod.namespace.clone(), pod.uid.clone());
+    let id = pod.clone();
     match Client::new(&config.agent_socket, config.timeout())
         .call(&Request::Check(pod), Some(netns.as_fd()))
     {
@@ -225,8 +259,7 @@ fn check(
         )),
         Ok(_) => Ok(()),
         Err(error)
-            if config.always_starts(&namespace)
-                || without_agent(&config.state_file, &namespace, uid.as_deref()).is_ok() =>
+            if config.always_starts(&id.namespace) || without_agent(config, named(&id)).is_ok() =>
         {
             note(format!("{name} was not checked: {error}"));
             Ok(())
@@ -297,6 +330,8 @@ fn collect_garbage(config: &Config, note: &mut dyn FnMut(String)) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn environment(pairs: &[(&str, &str)]) -> Environment {
@@ -326,7 +361,17 @@ mod tests {
     fn without_the_agent_only_what_is_known_not_to_be_opted_in_starts() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("n.json");
-        let without_agent = |namespace, uid| without_agent(&file, namespace, uid);
+        let config = json!({"stateFile": file}).to_string();
+        let config = Config::parse(&config).unwrap();
+        let without_agent = |namespace, uid| {
+            let name = "web";
+            let pod = PodName {
+                namespace,
+                name,
+                uid,
+            };
+            without_agent(&config, pod)
+        };
         assert!(without_agent("plain", None).is_err());
         let mut known = LastKnown::default();
         known
@@ -345,6 +390,10 @@ mod tests {
                 .unwrap_err()
                 .contains("opted in")
         );
-        assert!(without_agent("new", None).unwrap_err().contains("not seen"));
+        let why = without_agent("new", None).unwrap_err();
+        assert!(
+            why.contains("not seen") && why.contains("no API server"),
+            "{why}"
+        );
     }
 }

@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+use std::io::BufRead;
+use std::io::BufReader;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::process::Output;
@@ -137,6 +140,127 @@ fn with_the_agent_away_an_opted_in_pod_waits_and_others_start_with_their_result_
             previous.to_string()
         );
     }
+}
+
+/// An API server in which an agent's account may read. It answers one request a connection.
+fn api_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let namespace = |labels: Value| json!({"metadata": {"name": "x", "labels": labels}});
+    let pod = |labels: Value, spec: Value| {
+        let spec = json!({"containers": [{"name": "app"}], "runtimeClassName": spec});
+        json!({"metadata": {"name": "web", "uid": "u1", "labels": labels}, "spec": spec})
+    };
+    let enabled = json!({"seine.dev/mesh": "enabled"});
+    let ambient = json!({"istio.io/dataplane-mode": "ambient"});
+    let answers = [
+        ("/api/v1/namespaces/new-plain", namespace(json!({}))),
+        ("/api/v1/namespaces/other-mesh", namespace(ambient)),
+        ("/api/v1/namespaces/new-shop", namespace(enabled.clone())),
+        (
+            "/api/v1/namespaces/new-shop/pods/web",
+            pod(json!({}), Value::Null),
+        ),
+        (
+            "/api/v1/namespaces/new-shop/pods/out",
+            pod(json!({"seine.dev/mesh": "disabled"}), Value::Null),
+        ),
+        (
+            "/api/v1/namespaces/new-shop/pods/sandboxed",
+            pod(json!({}), json!("kata")),
+        ),
+    ];
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let lines = BufReader::new(connection.try_clone().unwrap()).lines();
+            let head: Vec<_> = lines
+                .map(Result::unwrap)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            let path = head[0].strip_prefix("GET ").unwrap();
+            let path = path.strip_suffix(" HTTP/1.1").unwrap();
+            let authorised = head
+                .iter()
+                .any(|line| line.eq_ignore_ascii_case("authorization: Bearer the-agents-token"));
+            let found = answers.iter().find(|(known, _)| *known == path);
+            let (code, body) = match found {
+                Some((_, object)) if authorised => (200, object.clone()),
+                _ => (
+                    if authorised { 404 } else { 401 },
+                    json!({"kind": "Status", "status": "Failure",
+                        "message": "the server's own words", "code": 400}),
+                ),
+            };
+            let body = body.to_string();
+            let length = body.len();
+            write!(connection, "HTTP/1.1 {code} X\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+        }
+    });
+    format!("http://{address}")
+}
+
+fn kubeconfig(server: &str, token: &str) -> String {
+    json!({"clusters": [{"name": "a", "cluster": {"server": server}}],
+        "users": [{"name": "a", "user": {"token": token}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}], "current-context": "a"})
+    .to_string()
+}
+
+#[test]
+fn with_the_agent_away_the_api_server_is_asked_of_a_namespace_that_it_never_saw() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = LastKnown {
+        namespaces: [("shop".into(), NamespaceState::OptedIn)].into(),
+        ..LastKnown::default()
+    };
+    let state_file = folder.path().join("last-known.json");
+    known.write(&state_file).unwrap();
+    let path = folder.path().join("api-server.kubeconfig");
+    let mut input: Value = serde_json::from_slice(&config(folder.path(), &json!({}))).unwrap();
+    input["kubeconfig"] = json!(path);
+    let input = input.to_string().into_bytes();
+    let start = |namespace: &str, pod: &str, uid: &str| {
+        let arguments =
+            format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod};K8S_POD_UID={uid}");
+        let mut variables = POD;
+        variables[4].1 = &arguments;
+        plugin(&variables, &input)
+    };
+    let starts = |namespace: &str, pod: &str, uid: &str| {
+        let output = start(namespace, pod, uid);
+        assert!(output.status.success(), "{namespace}/{pod}: {output:?}");
+    };
+    let waits = |namespace: &str, pod: &str, uid: &str, why: &str| {
+        let error = error_of(&start(namespace, pod, uid));
+        assert_eq!(error["code"], 11, "{error}");
+        assert!(error["msg"].as_str().unwrap().contains(why), "{error}");
+    };
+    waits("new-plain", "web", "u1", "api-server.kubeconfig");
+
+    let server = api_server();
+    std::fs::write(&path, kubeconfig(&server, "the-agents-token")).unwrap();
+    starts("new-plain", "web", "u1");
+    starts("other-mesh", "web", "u1");
+    starts("new-shop", "out", "u1");
+    starts("new-shop", "sandboxed", "u1");
+    waits("new-shop", "web", "u1", "the pod is opted in");
+    waits("new-shop", "out", "u2", "the runtime starts");
+    waits("nobody-made", "web", "u1", "the server's own words");
+    waits("shop", "web", "u1", "namespace shop is opted in");
+
+    // What the agent takes for an opt-in it says in what it knew; one that said nothing may take it so.
+    let mut text: Value = serde_json::from_slice(&std::fs::read(&state_file).unwrap()).unwrap();
+    text.as_object_mut().unwrap().remove("istioAlias").unwrap();
+    std::fs::write(&state_file, text.to_string()).unwrap();
+    waits("other-mesh", "web", "u1", "get pod other-mesh/web");
+
+    std::fs::write(&path, kubeconfig(&server, "an-older-token")).unwrap();
+    waits("new-plain", "web", "u1", "does not say");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    std::fs::write(&path, kubeconfig(&server, "the-agents-token")).unwrap();
+    waits("new-plain", "web", "u1", "did not answer within 1s");
 }
 
 #[test]

@@ -13,6 +13,7 @@ static ENTRY: LazyLock<Value> = LazyLock::new(|| {
     PluginEntry {
         agent_socket: "/run/seine/cni.sock".into(),
         state_file: "/run/seine/namespaces.json".into(),
+        kubeconfig: "/run/seine/api-server.kubeconfig".into(),
         always_start_namespaces: vec!["kube-system".into()],
         timeout_seconds: 20,
     }

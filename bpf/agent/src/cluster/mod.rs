@@ -1,10 +1,11 @@
 //! What the agent tells the API server, and what it is asked there: the annotation of each pod of its
-//! node, Events, the start-up taint, the uninstall.
+//! node, Events, the start-up taint, the uninstall; and the way there, which the CNI plugin takes while no agent runs.
 //!
 //! Nothing here decides about a pod: the keeper does, and works on with the API server away. Every
 //! request has a limit in time, everything that fails is tried again, and nothing is written that
 //! the API server already has.
 
+mod access;
 mod annotation;
 mod events;
 mod pods;
@@ -12,6 +13,7 @@ mod taint;
 pub mod uninstall;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ use seine_objects::ObjectSet;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use access::KUBECONFIG_FILE;
+pub use access::ServiceAccount;
 pub use annotation::ENROLLED;
 pub use annotation::REFUSED;
 pub use taint::STARTUP_TAINT;
@@ -42,6 +46,10 @@ pub struct ClusterSettings {
     pub startup_taint: bool,
     /// Who is opted in.
     pub enrolment: EnrolmentSettings,
+    /// The account of the agent's pod, if it is one.
+    pub account: Option<ServiceAccount>,
+    /// Where the CNI plugin finds its copy.
+    pub kubeconfig: PathBuf,
 }
 
 /// The tasks that tell the API server. Dropping it ends them, and leaves what they wrote.
@@ -66,6 +74,9 @@ impl Reports {
             objects.clone(),
             events.clone(),
         ));
+        if let Some(account) = settings.account.clone() {
+            tasks.spawn(access::keep(account, settings.kubeconfig.clone()));
+        }
         if let Some(chain) = agent.chain() {
             tasks.spawn(events::of_chain(
                 events,

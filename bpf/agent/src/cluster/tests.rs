@@ -32,6 +32,8 @@ const EVENTS: &str = "/events";
 
 fn settings() -> ClusterSettings {
     ClusterSettings {
+        account: None,
+        kubeconfig: "not written".into(),
         node: "n1".into(),
         startup_taint: true,
         enrolment: EnrolmentSettings::default(),

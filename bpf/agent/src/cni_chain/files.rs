@@ -195,7 +195,8 @@ fn exchange(a: &Path, b: &Path) -> nix::Result<()> {
     renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE)
 }
 
-fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+/// Replaces a file in one step, of this mode from its first byte on.
+pub(crate) fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = write_temporary(path, content, mode)?;
     fs::rename(&temporary, path).inspect_err(|_| {
         // The rename's failure is what counts.

@@ -32,6 +32,7 @@ pub use choose::Chain;
 #[doc(hidden)]
 pub use edit::check_edits;
 pub use files::FileError;
+pub(crate) use files::write_new;
 
 use crate::metrics::Metrics;
 use edit::Edit;

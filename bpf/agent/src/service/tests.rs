@@ -98,10 +98,13 @@ type Life = tokio::task::JoinHandle<Result<(), ServiceError>>;
 impl Node {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["bin", "net.d", "run", "state"] {
+        for name in ["bin", "net.d", "run", "state", "account"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         fs::write(folder.path().join("seine-cni"), "the program").unwrap();
+        for name in ["token", "ca.crt"] {
+            fs::write(folder.path().join("account").join(name), name).unwrap();
+        }
         let node = Self {
             folder,
             kernel: Arc::default(),
@@ -171,6 +174,7 @@ impl Node {
         };
         let cluster = Cluster {
             client: self.api.client(),
+            account: Some(ServiceAccount::new("https://10.0.0.1", path("account"))),
             agents: Agents {
                 namespace: "seine-system".into(),
                 daemon_set: "seine-agent".into(),
@@ -233,9 +237,12 @@ async fn an_uninstall_cleans_the_node_answers_and_can_be_called_off() {
         node.plugins().contains("seine-cni")
     })
     .await;
+    let kubeconfig = node.folder.path().join("state").join(KUBECONFIG_FILE);
+    eventually("the plugin could ask", || kubeconfig.exists()).await;
     node.ask(Some("now"));
     eventually("it answers", || node.answer() == "now").await;
     assert!(node.is_clean(), "before it answered");
+    assert!(!kubeconfig.exists(), "a token is left");
     let left: Vec<_> = std::fs::read_dir(node.folder.path().join("run"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())

@@ -8,6 +8,8 @@ use seine_kubernetes_tests::{step, within};
 use crate::bed::{Bed, NODES, PATIENCE, SYSTEM};
 use crate::traffic::meshed_shop;
 
+/// The agent's way to the API server, for the CNI plugin.
+const KUBECONFIG: &str = "/var/lib/seine/agent/api-server.kubeconfig";
 /// The tag of the images that are upgraded to.
 const NEXT: &str = "0.0.0-next";
 
@@ -189,6 +191,7 @@ pub(crate) fn an_uninstall_leaves_nothing_and_pods_go_on(bed: &Bed) -> Result<()
             ("/sys/fs/bpf/seine", "pins"),
             ("/opt/cni/bin/seine-cni", "the CNI plugin"),
             ("/run/seine/ztunnel.sock", "a socket"),
+            (KUBECONFIG, "a token"),
         ] {
             let there = bed.cluster.run_in(node, &["ls", "-A", path])?;
             ensure!(
