@@ -22,6 +22,7 @@ use prost::Message;
 use seine_identity::Identity;
 use seine_policy::{Action, Connection, Match, Policy, ServiceAccountMatch, StringMatch, explain};
 use seine_proto::discovery::Resource;
+use seine_proto::extensions::AuthorizationExtension;
 use seine_proto::{AUTHORIZATION_TYPE, security};
 use support::*;
 use tokio::net::TcpStream;
@@ -47,13 +48,31 @@ fn encode(policy: &Policy) -> Resource {
             })
             .collect(),
         dry_run: policy.dry_run,
-        ..Default::default()
+        extensions: policy
+            .enforced_only
+            .then(enforced_only)
+            .into_iter()
+            .collect(),
     };
     resource(
         &policy.key.to_string(),
         AUTHORIZATION_TYPE,
         message.encode_to_vec(),
     )
+}
+
+fn enforced_only() -> security::Extension {
+    let ours = AuthorizationExtension {
+        enforced_only: true,
+        ..Default::default()
+    };
+    security::Extension {
+        name: "seine.dev/authorization".into(),
+        config: Some(prost_types::Any {
+            type_url: "type.googleapis.com/seine.workload.v1.AuthorizationExtension".into(),
+            value: ours.encode_to_vec(),
+        }),
+    }
 }
 
 fn a_match(from: &Match) -> security::Match {
@@ -115,6 +134,23 @@ async fn answered(connected: std::io::Result<TcpStream>) -> bool {
     }
 }
 
+/// "Principals are matched without `spiffe://`": on the wire they may have it.
+fn as_matched(policy: &mut Policy) {
+    let clauses = policy.rules.iter_mut().flat_map(|rule| &mut rule.clauses);
+    for found in clauses.flat_map(|clause| &mut clause.matches) {
+        let principals = found.principals.iter_mut();
+        for principal in principals.chain(&mut found.not_principals) {
+            let text = match principal {
+                StringMatch::Exact(text) | StringMatch::Prefix(text) => text,
+                StringMatch::Suffix(_) | StringMatch::Presence => continue,
+            };
+            if let Some(bare) = text.strip_prefix("spiffe://") {
+                *text = bare.into();
+            }
+        }
+    }
+}
+
 fn refusal(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
     let kinds = [ConnectionReset, BrokenPipe];
@@ -163,6 +199,8 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
     let policies = prop::collection::vec(values.policy("shop"), 0..4);
     let mut runner = TestRunner::deterministic();
     let (mut allowed, mut denied) = (0, 0);
+    // What dry-run policies would have changed: to allowed, to denied.
+    let mut changes = [0, 0];
     let mut applied: Vec<String> = Vec::new();
     for _ in 0..SETS {
         let mut policies = policies.new_tree(&mut runner).unwrap().current();
@@ -179,10 +217,12 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
         b.apply(&encoded, &[]);
         applied = encoded.into_iter().map(|resource| resource.name).collect();
 
+        policies.iter_mut().for_each(as_matched);
         let enforced: Vec<&Policy> = policies.iter().filter(|p| !p.dry_run).collect();
+        let in_force: Vec<&Policy> = policies.iter().filter(|p| !p.enforced_only).collect();
         let shared: Vec<Arc<Policy>> = policies.iter().cloned().map(Arc::new).collect();
         for server in servers {
-            let judged = |source: std::net::Ipv4Addr, name: Option<&str>, got: bool| {
+            let mut judged = |source: std::net::Ipv4Addr, name: Option<&str>, got: bool| {
                 let peer = name.map(|name| ("cluster.local", "shop", name));
                 let facts = Facts {
                     source: source.into(),
@@ -207,6 +247,15 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
                     "{facts:?} {policies:#?}"
                 );
                 assert_eq!(got, explanation.decision.allowed, "{facts:?} {policies:#?}");
+                let would = judge::allowed(&in_force, &facts);
+                let explained = explanation.decision.audit.as_ref();
+                if let Some(audit) = explained {
+                    assert_eq!(audit.allowed, would, "{facts:?} {policies:#?}");
+                }
+                if explained.is_some() && would != got {
+                    changes[usize::from(!would)] += 1;
+                }
+                assert_eq!(audited(&b.shared), changes, "{facts:?} {policies:#?}");
                 got
             };
             for (client, name) in [(&a, "a"), (&ab, "ab")] {
@@ -225,7 +274,10 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
             }
         }
     }
-    println!("{SETS} sets of policies: {allowed} connections allowed, {denied} denied");
+    println!(
+        "{SETS} sets of policies: {allowed} connections allowed, {denied} denied; in dry-run {changes:?}"
+    );
+    assert!(changes.iter().all(|count| *count > 0));
     assert!(
         allowed > SETS && denied > SETS,
         "{allowed} allowed, {denied} denied: too one-sided"

@@ -6,8 +6,8 @@
 //!
 //! A policy that is attached to services is about the ports that they lead to, which differ from pod
 //! to pod: it is one resource for each set of ports. And what an `Allow` is not about it must not
-//! deny, as on the wire every `Allow` does: on the ports of a pod that only attached ones are about, one
-//! more `Allow` lets everyone to the others. Where such a service is bound to a waypoint, see [`super::request`].
+//! deny, as on the wire every `Allow` does: on a pod that only attached ones are about, one more `Allow`
+//! lets everyone to the other ports, and one in dry-run where dry-run ones are about others still. Where such a service is bound to a waypoint, see [`super::request`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,7 @@ pub(super) fn translate(
     settings: &Settings,
     resources: &mut Resources,
 ) {
-    // By the pod's uid: the ports that the Allows are about; `None`: all of them.
+    // By the pod's uid.
     let mut allowed = BTreeMap::new();
     for (key, policy) in &objects.authorization_policies {
         let at_waypoints = request::translate(key, policy, services, settings, resources);
@@ -70,8 +70,7 @@ pub(super) fn translate(
         }
     }
     for (uid, about) in allowed {
-        if let Some(ports) = about {
-            let authorization = allow_except(&ports, settings);
+        for authorization in about.exceptions(settings) {
             let name = format!("{}/{}", settings.root_namespace, authorization.name);
             list(&name, vec![uid], resources);
             resources.authorizations.insert(name, authorization);
@@ -79,16 +78,15 @@ pub(super) fn translate(
     }
 }
 
-/// Adds one, and notes by the pod's uid what the enforced Allows are about.
+/// Adds one, and notes by the pod's uid what the Allows are about.
 fn place<'p>(
     lowered: Lowered<'_>,
     pods: &'p Pods,
-    allowed: &mut BTreeMap<&'p str, Option<Ports>>,
+    allowed: &mut BTreeMap<&'p str, Allowed>,
     resources: &mut Resources,
 ) -> PolicyFinding {
     let mut finding = lowered.finding.clone();
     let target = Target::of(&lowered);
-    let enforced_allow = lowered.action == security::Action::Allow && !lowered.dry_run;
     // The pods by the ports that the policy is about there.
     let mut pods_by_ports: BTreeMap<Option<Ports>, Vec<&str>> = BTreeMap::new();
     for pod in &pods.list {
@@ -100,12 +98,12 @@ fn place<'p>(
             continue;
         }
         finding.enrolled += 1;
-        if enforced_allow {
-            let about = allowed.entry(&pod.uid).or_insert(Some(Ports::new()));
-            *about = match (about.take(), &ports) {
-                (Some(others), Some(ports)) => Some(&others | ports),
-                _ => None,
-            };
+        if lowered.action == security::Action::Allow {
+            let about = allowed.entry(&pod.uid).or_default();
+            about.audited.add(ports.as_ref());
+            if !lowered.dry_run {
+                about.enforced.add(ports.as_ref());
+            }
         }
         pods_by_ports.entry(ports).or_default().push(&pod.uid);
     }
@@ -141,9 +139,68 @@ fn list(policy: &str, uids: Vec<&str>, resources: &mut Resources) {
     }
 }
 
+/// What of a pod Allows are about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum About {
+    #[default]
+    Nothing,
+    Ports(Ports),
+    Everything,
+}
+
+impl About {
+    /// One more Allow: about these ports, or all.
+    fn add(&mut self, ports: Option<&Ports>) {
+        *self = match (std::mem::take(self), ports) {
+            (Self::Everything, _) | (_, None) => Self::Everything,
+            (Self::Nothing, Some(ports)) => Self::Ports(ports.clone()),
+            (Self::Ports(others), Some(ports)) => Self::Ports(&others | ports),
+        };
+    }
+}
+
+/// What of a pod the Allows are about.
+#[derive(Debug, Default)]
+struct Allowed {
+    /// Those that are enforced.
+    enforced: About,
+    /// Those in dry-run too.
+    audited: About,
+}
+
+impl Allowed {
+    /// What leaves the pod's other ports alone. A dry-run Allow may be about more ports than the enforced ones: then what is
+    /// enforced differs from what would be, and each is said apart.
+    fn exceptions(&self, settings: &Settings) -> Vec<Authorization> {
+        let alike = self.enforced == self.audited;
+        let mut exceptions = Vec::new();
+        if let About::Ports(ports) = &self.enforced {
+            exceptions.push(match alike {
+                true => allow_except(ports, Exception::Plain, settings),
+                false => allow_except(ports, Exception::Enforced, settings),
+            });
+        }
+        if let (About::Ports(ports), false) = (&self.audited, alike) {
+            exceptions.push(allow_except(ports, Exception::DryRun, settings));
+        }
+        exceptions
+    }
+}
+
+/// For what an exception counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exception {
+    /// For what is enforced and what would be.
+    Plain,
+    /// For what is enforced.
+    Enforced,
+    /// For what would be enforced, were the dry-run policies.
+    DryRun,
+}
+
 /// Everyone may connect to all ports but these. Named by what it says, so that all pods with the same ports
 /// share it; the name is none that an object can have.
-fn allow_except(ports: &Ports, settings: &Settings) -> Authorization {
+fn allow_except(ports: &Ports, exception: Exception, settings: &Settings) -> Authorization {
     let clauses = match ports.is_empty() {
         true => Vec::new(),
         false => vec![clause(Match {
@@ -151,14 +208,34 @@ fn allow_except(ports: &Ports, settings: &Settings) -> Authorization {
             ..Default::default()
         })],
     };
+    let of = match exception {
+        Exception::Plain => "",
+        Exception::Enforced => "_enforced",
+        Exception::DryRun => "_dry_run",
+    };
     Authorization {
-        name: format!("allow_except{}", joined(ports)),
+        name: format!("allow_except{}{of}", joined(ports)),
         namespace: settings.root_namespace.clone(),
         scope: Scope::WorkloadSelector.into(),
         action: security::Action::Allow.into(),
         rules: vec![security::Rule { clauses }],
-        ..Default::default()
+        dry_run: exception == Exception::DryRun,
+        extensions: extensions(AuthorizationExtension {
+            enforced_only: exception == Exception::Enforced,
+            ..Default::default()
+        }),
     }
+}
+
+/// None where there is nothing to say.
+fn extensions(ours: AuthorizationExtension) -> Vec<Extension> {
+    if ours == AuthorizationExtension::default() {
+        return Vec::new();
+    }
+    vec![Extension {
+        name: AUTHORIZATION_EXTENSION.into(),
+        config: Some(any("seine.workload.v1.AuthorizationExtension", &ours)),
+    }]
 }
 
 fn joined(ports: &Ports) -> String {
@@ -253,14 +330,6 @@ fn compile(lowered: &Lowered<'_>, scope: Scope, ports: Option<&Ports>) -> Author
         }
         None => {}
     }
-    let unenforced = &lowered.finding.unenforced;
-    let extension = AuthorizationExtension {
-        unenforced_fields: unenforced.clone(),
-    };
-    let extensions = (!unenforced.is_empty()).then(|| Extension {
-        name: AUTHORIZATION_EXTENSION.into(),
-        config: Some(any("seine.workload.v1.AuthorizationExtension", &extension)),
-    });
     Authorization {
         name: lowered.name.clone(),
         namespace: lowered.key.namespace.clone(),
@@ -268,7 +337,10 @@ fn compile(lowered: &Lowered<'_>, scope: Scope, ports: Option<&Ports>) -> Author
         action: lowered.action.into(),
         rules,
         dry_run: lowered.dry_run,
-        extensions: extensions.into_iter().collect(),
+        extensions: extensions(AuthorizationExtension {
+            unenforced_fields: lowered.finding.unenforced.clone(),
+            ..Default::default()
+        }),
     }
 }
 

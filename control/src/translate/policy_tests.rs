@@ -471,10 +471,22 @@ fn an_attached_allow_leaves_ports_alone_that_no_allow_is_about() {
     .concat();
     let others = |more: &str| {
         let resources = translated(&format!("{base}{more}"));
-        let name = |name: &&String| name.starts_with("seine-system/allow_except");
-        let names: Vec<_> = policies_of(&resources, "shop", "a");
-        let found = names.iter().find(name).cloned();
-        found.map(|name| text(&resources.authorizations[&name]))
+        let mut found = Vec::new();
+        for name in policies_of(&resources, "shop", "a") {
+            if name.starts_with("seine-system/allow_except") {
+                let one = &resources.authorizations[&name];
+                let extension = one.extensions.first().and_then(|e| e.config.as_ref());
+                let ours = extension.map(|any| AuthorizationExtension::decode(&*any.value));
+                let counts = match (one.dry_run, ours.transpose().unwrap()) {
+                    (true, None) => " in dry-run",
+                    (false, Some(ours)) if ours.enforced_only => " as enforced",
+                    (false, None) => "",
+                    other => panic!("{name}: {other:?}"),
+                };
+                found.push(format!("{}{counts}", text(one)));
+            }
+        }
+        found
     };
     let admin = policy(
         "shop",
@@ -482,31 +494,45 @@ fn an_attached_allow_leaves_ports_alone_that_no_allow_is_about() {
         "{targetRefs: [{kind: Service, name: admin}], rules: [{}]}",
     );
     let namespace = policy("shop", "all", "{rules: [{from: [{namespaces: [shop]}]}]}");
+    let dry = |policy: &str| policy.replacen("spec: {", "spec: {dryRun: true, ", 1);
     let cases = [
-        (String::new(), Some("not port 8080")),
-        (admin.clone(), Some("not port 8080,8081")),
-        // What is only tried out is about nothing.
+        (String::new(), vec!["not port 8080"]),
+        (admin.clone(), vec!["not port 8080,8081"]),
+        // What is only tried out changes nothing, and would leave all other ports alone.
         (
-            admin.replace("{targetRefs", "{dryRun: true, targetRefs"),
-            Some("not port 8080"),
+            dry(&admin),
+            vec!["not port 8080,8081 in dry-run", "not port 8080 as enforced"],
+        ),
+        // It is about no other port than an enforced one.
+        (
+            dry(&admin) + &admin.replace("name: admin, namespace", "name: again, namespace"),
+            vec!["not port 8080,8081"],
         ),
         // Another Allow is about every port.
-        (namespace.clone(), None),
-        (
-            namespace.replace("{rules", "{dryRun: true, rules"),
-            Some("not port 8080"),
-        ),
+        (namespace.clone(), vec![]),
+        (dry(&namespace), vec!["not port 8080 as enforced"]),
         (
             namespace.replace("{rules", "{action: Deny, rules"),
-            Some("not port 8080"),
+            vec!["not port 8080"],
         ),
-        (namespace.replace("shop", "seine-system"), None),
+        (namespace.replace("shop", "seine-system"), vec![]),
         (
             namespace.replace("{rules", "{selector: {matchLabels: {app: a}}, rules"),
-            None,
+            vec![],
         ),
     ];
     for (more, expected) in cases {
-        assert_eq!(others(&more).as_deref(), expected, "{more}");
+        assert_eq!(others(&more), expected, "{more}");
     }
+    // Alone, it would restrict one port, and restricts none.
+    let alone = base.replace("spec: {targetRefs", "spec: {dryRun: true, targetRefs");
+    let resources = translated(&alone);
+    let names = policies_of(&resources, "shop", "a");
+    let except = "seine-system/allow_except_8080_dry_run";
+    assert_eq!(names, [except, "shop/web"]);
+    assert!(
+        names
+            .iter()
+            .all(|name| resources.authorizations[name].dry_run)
+    );
 }

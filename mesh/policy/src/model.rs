@@ -33,6 +33,8 @@ pub struct Policy {
     pub action: Action,
     /// Judged and reported, never enforced.
     pub dry_run: bool,
+    /// Enforced, and not counted in what the dry-run policies would have done: one of them stands for it there.
+    pub enforced_only: bool,
     /// The policy matches when any of its rules does; without rules it never matches.
     pub rules: Vec<Rule>,
     /// Fields of the user's policy that need L7 and that no waypoint enforces yet; the control

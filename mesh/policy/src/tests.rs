@@ -20,6 +20,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
         action,
         dry_run: false,
         rules,
+        enforced_only: false,
         unenforced_fields: Vec::new(),
     }
 }

@@ -166,7 +166,9 @@ pub(crate) fn evaluate(
     for policy in policies {
         let rule = policy.matching_rule(&subject);
         watch(policy, rule);
-        with_dry_run.count(policy, rule);
+        if !policy.enforced_only {
+            with_dry_run.count(policy, rule);
+        }
         if policy.dry_run {
             dry_run = true;
         } else {

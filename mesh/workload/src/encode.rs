@@ -169,9 +169,11 @@ pub(crate) fn policy(from: &Policy) -> security::Authorization {
             })
             .collect(),
     });
-    let extension = (!from.unenforced_fields.is_empty()).then(|| {
-        let unenforced_fields = from.unenforced_fields.clone();
-        let message = extensions::AuthorizationExtension { unenforced_fields };
+    let message = extensions::AuthorizationExtension {
+        unenforced_fields: from.unenforced_fields.clone(),
+        enforced_only: from.enforced_only,
+    };
+    let extension = (message != extensions::AuthorizationExtension::default()).then(|| {
         let config = any("seine.workload.v1.AuthorizationExtension", &message);
         security::Extension {
             name: AUTHORIZATION_EXTENSION.to_owned(),

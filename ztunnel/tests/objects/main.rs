@@ -52,7 +52,12 @@ fn proxies_enforce_what_the_oracle_and_the_explanation_say_of_objects_that_came_
         Err(TestError::Abort(why)) => panic!("{why}"),
     }
     let (allowed, denied) = world.counts();
-    println!("{CASES} sets of objects: {allowed} connections allowed, {denied} denied");
+    let (would_allow, would_deny) = world.audited();
+    println!(
+        "{CASES} sets of objects: {allowed} connections allowed, {denied} denied; \
+         in dry-run {would_allow} allowed and {would_deny} denied besides"
+    );
+    assert!(would_allow > 0 && would_deny > 0);
     let few = u64::from(CASES);
     assert!(
         allowed > few && denied > few,

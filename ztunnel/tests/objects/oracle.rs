@@ -21,16 +21,31 @@ pub(crate) struct Facts<'a> {
 }
 
 pub(crate) fn allowed(case: &Case, facts: &Facts<'_>) -> bool {
+    judged(case, facts, false)
+}
+
+/// "What would have been denied": with `dryRun` taken away, and `Audit` for a `Deny`.
+pub(crate) fn would_be_allowed(case: &Case, facts: &Facts<'_>) -> bool {
+    judged(case, facts, true)
+}
+
+fn judged(case: &Case, facts: &Facts<'_>, in_force: bool) -> bool {
     if facts.client.is_none() && is_strict(case, facts) {
         return false;
     }
     let enforced = || {
         let policies = case.policies.iter();
-        policies.filter(|(_, spec)| !spec.dry_run && spec.action != Action::Audit)
+        policies.filter(move |(_, spec)| in_force || !spec.dry_run && spec.action != Action::Audit)
     };
     let about = || enforced().filter(|(namespace, spec)| is_about(namespace, spec, facts));
     let matching = |action| {
-        about().any(|(namespace, spec)| spec.action == action && matches(namespace, spec, facts))
+        about().any(|(namespace, spec)| {
+            let of = match spec.action {
+                Action::Audit => Action::Deny,
+                other => other,
+            };
+            of == action && matches(namespace, spec, facts)
+        })
     };
     let allows = about().any(|(_, spec)| spec.action == Action::Allow);
     !matching(Action::Deny) && (!allows || matching(Action::Allow))

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use seine_control::authn::{Authenticator, AuthnError, Caller};
 use seine_control::model::Model;
@@ -36,7 +37,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::cases::{Case, Probe};
 use crate::oracle::{self, Facts};
-use crate::support::{TestSource, exchange, original_destination, redirected};
+use crate::support::{TestSource, audited, exchange, original_destination, redirected};
 
 /// Namespace and service account; those without one are in no mesh.
 pub(crate) const CLIENTS: [Option<(&str, &str)>; 5] = [
@@ -163,6 +164,8 @@ pub(crate) struct World {
     clients: Node,
     servers: Node,
     counts: [AtomicU64; 2],
+    /// Verdicts that what is in dry-run would have changed: to allowed, to denied.
+    audited: Mutex<[u64; 2]>,
     _folder: tempfile::TempDir,
 }
 
@@ -180,6 +183,7 @@ impl World {
             clients,
             servers,
             counts: Default::default(),
+            audited: Mutex::default(),
             _folder: folder,
         };
         for (index, client) in CLIENTS.iter().enumerate() {
@@ -217,6 +221,12 @@ impl World {
             allowed.load(Ordering::Relaxed),
             denied.load(Ordering::Relaxed),
         )
+    }
+
+    /// Verdicts that what is in dry-run would have changed: to allowed, and to denied.
+    pub(crate) fn audited(&self) -> (u64, u64) {
+        let [allowed, denied] = *self.audited.lock();
+        (allowed, denied)
     }
 
     pub(crate) async fn check(&self, case: &Case) -> Result<(), String> {
@@ -259,6 +269,7 @@ impl World {
             address: from,
         };
         let expected = oracle::allowed(case, &facts);
+        let would = oracle::would_be_allowed(case, &facts);
 
         let uid = format!("Kubernetes//Pod/{}/{}", server.namespace, server.name);
         let Applicable::Ready(policies) = explained.policies_for(&uid) else {
@@ -285,11 +296,25 @@ impl World {
         let enforced = answered(redirected(from, proxy, to).await).await?;
         let counter = if enforced { 0 } else { 1 };
         self.counts[counter].fetch_add(1, Ordering::Relaxed);
-        if (enforced, explanation.decision.allowed) == (expected, expected) {
+        // Without a dry-run policy there is nothing that would be otherwise.
+        let audit = explanation.decision.audit.as_ref();
+        let explained = audit.map_or(explanation.decision.allowed, |audit| audit.allowed);
+        let mut audited = self.audited.lock();
+        if would != expected {
+            audited[usize::from(!would)] += 1;
+        }
+        let counted = self.servers.audited();
+        if (enforced, explanation.decision.allowed) == (expected, expected)
+            && explained == would
+            && counted == *audited
+        {
             return Ok(());
         }
+        // For the next cases, in which this one is made smaller.
+        let before = std::mem::replace(&mut *audited, counted);
         Err(format!(
-            "{} from {from} to {}/{} at {to}: the oracle says {}, the explanation {} ({}), and the proxy {}",
+            "{} from {from} to {}/{} at {to}: the oracle says {}, the explanation {} ({}), and the proxy {}; with what is in \
+             dry-run in force, the oracle says {}, the explanation {}, and the proxy has counted {counted:?} allowed and denied of {before:?}",
             client.map_or("plaintext".into(), |(ns, sa)| format!("{ns}/{sa}")),
             server.namespace,
             server.name,
@@ -297,6 +322,8 @@ impl World {
             word(explanation.decision.allowed),
             explanation.decision.because,
             word(enforced),
+            word(would),
+            word(explained),
         ))
     }
 
@@ -379,7 +406,7 @@ impl Node {
             preserve_client: false,
             loopback_is_remote: true,
         };
-        let source = Arc::new(TestSource(parking_lot::Mutex::new(ca.clone())));
+        let source = Arc::new(TestSource(Mutex::new(ca.clone())));
         let shared = share(config, source, environment).unwrap();
         let grpc = Grpc::new(GrpcOptions {
             address: format!("https://{xds}"),
@@ -406,6 +433,10 @@ impl Node {
             outbound: BTreeMap::new(),
             plaintext: BTreeMap::new(),
         }
+    }
+
+    fn audited(&self) -> [u64; 2] {
+        audited(&self.shared)
     }
 
     async fn add(&mut self, namespace: &str, name: &str, account: &str, addresses: &[IpAddr]) {

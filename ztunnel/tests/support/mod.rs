@@ -227,6 +227,21 @@ impl Pod {
     }
 }
 
+/// How often a dry-run policy would have changed a verdict: to allowed, to denied.
+pub(crate) fn audited(shared: &Shared) -> [u64; 2] {
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, shared.telemetry.registry()).unwrap();
+    ["allow", "deny"].map(|would| {
+        let label = format!("would=\"{would}\"");
+        let lines = page
+            .lines()
+            .filter(|line| line.starts_with("seine_policy_audit_total") && line.contains(&label));
+        lines
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    })
+}
+
 /// A connection to the proxy, of a client that wanted to go elsewhere.
 pub(crate) async fn redirected(
     from: impl Into<IpAddr>,

@@ -24,8 +24,9 @@ impl Values {
             prop::collection::vec(self.a_match(), 0..3).prop_map(|matches| Clause { matches });
         let rule = prop::collection::vec(clause, 0..3).prop_map(|clauses| Rule { clauses });
         let rules = prop::collection::vec(rule, 0..3);
-        (rules, any::<bool>(), prop::bool::weighted(0.2)).prop_map(move |(rules, deny, dry_run)| {
-            Policy {
+        let dry_run = || prop::bool::weighted(0.2);
+        (rules, any::<bool>(), dry_run(), dry_run()).prop_map(
+            move |(rules, deny, dry_run, enforced_only)| Policy {
                 key: PolicyKey {
                     namespace: namespace.into(),
                     name: "p".into(),
@@ -33,10 +34,11 @@ impl Values {
                 scope: Scope::Namespace,
                 action: if deny { Action::Deny } else { Action::Allow },
                 dry_run,
+                enforced_only: enforced_only && !dry_run,
                 rules,
                 unenforced_fields: Vec::new(),
-            }
-        })
+            },
+        )
     }
 
     fn a_match(&self) -> impl Strategy<Value = Match> + use<> {

@@ -34,7 +34,7 @@ pub(crate) fn parse_policy(
         Err(_) => return Err(unknown_value("action", message.action)),
     };
     let rules = each(&message.rules, "rules", parse_rule)?;
-    let mut unenforced_fields = Vec::new();
+    let mut ours = extensions::AuthorizationExtension::default();
     for extension in message
         .extensions
         .iter()
@@ -44,9 +44,8 @@ pub(crate) fn parse_policy(
             .config
             .as_ref()
             .map_or(&[][..], |config| &config.value);
-        let decoded = extensions::AuthorizationExtension::decode(value)
+        ours = extensions::AuthorizationExtension::decode(value)
             .map_err(|error| ParseError::new("extensions", error.to_string()))?;
-        unenforced_fields = decoded.unenforced_fields;
     }
     let dry_run = message.dry_run;
     Ok(Policy {
@@ -54,8 +53,9 @@ pub(crate) fn parse_policy(
         scope,
         action,
         dry_run,
+        enforced_only: ours.enforced_only,
         rules,
-        unenforced_fields,
+        unenforced_fields: ours.unenforced_fields,
     })
 }
 
