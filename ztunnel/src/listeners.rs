@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use crate::agent::{AgentError, AgentSocket};
 use crate::netns::Netns;
-use crate::seqpacket::is_listening;
+use crate::seqpacket::{is_listening, is_udp};
 use crate::sockets;
 
 const MAX_MESSAGE: usize = 1024;
@@ -199,6 +199,9 @@ impl PodListeners {
             Kind::InboundHbone => &mut self.inbound_hbone,
             Kind::DnsTcp => &mut self.dns_tcp,
             Kind::DnsUdp => {
+                if !is_udp(&descriptor) {
+                    return Err(invalid("the descriptor is no UDP socket"));
+                }
                 let socket = std::net::UdpSocket::from(descriptor);
                 socket.set_nonblocking(true)?;
                 self.dns_udp.push(UdpSocket::from_std(socket)?);
@@ -208,16 +211,17 @@ impl PodListeners {
             Kind::Unspecified => return Ok(()),
         };
         if !is_listening(&descriptor) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the descriptor is no listening socket",
-            ));
+            return Err(invalid("the descriptor is no listening socket"));
         }
         let listener = std::net::TcpListener::from(descriptor);
         listener.set_nonblocking(true)?;
         tcp.push(TcpListener::from_std(listener)?);
         Ok(())
     }
+}
+
+fn invalid(reason: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
 fn bind(ports: Ports, uid: &str, netns: &Netns) -> Result<PodListeners, ListenersError> {
@@ -366,6 +370,39 @@ mod tests {
             .unwrap();
         assert_eq!(got.outbound[0].local_addr().unwrap(), address);
         assert_eq!((got.dns_udp.len(), got.inbound_hbone.len()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_kind_than_it_was_described_as_is_refused() {
+        let tcp = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (pair, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let (stream, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let no_udp = "DnsUdp: the descriptor is no UDP socket";
+        let cases: [(Kind, OwnedFd, &str); 5] = [
+            (Kind::DnsUdp, tcp().into(), no_udp),
+            (Kind::DnsUdp, pair.into(), no_udp),
+            (Kind::DnsUdp, stream.into(), no_udp),
+            (Kind::DnsUdp, file.into(), no_udp),
+            (
+                Kind::DnsTcp,
+                udp().into(),
+                "DnsTcp: the descriptor is no listening socket",
+            ),
+        ];
+        for (kind, descriptor, expected) in cases {
+            let response = ListenersResponse {
+                error: String::new(),
+                listeners: vec![described(kind)],
+            };
+            let got = obtain(response, vec![descriptor]).await;
+            assert!(
+                matches!(&got, Err(ListenersError::Protocol { reason, .. }) if reason == expected),
+                "{kind:?}: {:?}",
+                got.err()
+            );
+        }
     }
 
     #[tokio::test]

@@ -228,6 +228,12 @@ pub(crate) fn is_listening(fd: &OwnedFd) -> bool {
     rustix::net::sockopt::socket_acceptconn(fd).unwrap_or(false)
 }
 
+/// Whether a descriptor is a UDP socket.
+pub(crate) fn is_udp(fd: &OwnedFd) -> bool {
+    let protocol = rustix::net::sockopt::socket_protocol(fd);
+    protocol.is_ok_and(|protocol| protocol == Some(rustix::net::ipproto::UDP))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
