@@ -15,7 +15,7 @@ use seine_proto::extensions::RefusedResources;
 use seine_proto::{REFUSED_RESOURCES_TYPE, rpc};
 use thiserror::Error;
 
-use super::{ResourceType, Snapshot};
+use super::{ResourceType, Snapshot, held::Held};
 
 /// More subscriptions than this are refused: memory is the server's.
 const MAX_SUBSCRIPTIONS: usize = 200_000;
@@ -42,7 +42,7 @@ pub struct TypeStream {
     /// Subscriptions that were answered with "there is no such thing".
     told_missing: HashSet<String>,
     /// What it was last sent or said that it holds, by name.
-    held: HashMap<Arc<str>, Arc<str>>,
+    held: Held,
     /// Names in `held` of whose version it has not said that it applied it.
     rejected: HashMap<Arc<str>, Rejected>,
     /// Everything up to this generation was sent; 0: compare everything.
@@ -170,7 +170,7 @@ impl TypeStream {
         let waiting = self.in_flight.as_ref().map_or(0, |sent| {
             sent.names
                 .iter()
-                .filter(|name| self.held.contains_key(*name))
+                .filter(|name| self.held.contains(name))
                 .count()
         });
         self.held
@@ -218,11 +218,7 @@ impl TypeStream {
             true => false,
             false => subscribe.is_empty() || star(subscribe),
         };
-        self.held = request
-            .initial_resource_versions
-            .into_iter()
-            .map(|(name, version)| (Arc::from(name), Arc::from(version)))
-            .collect();
+        self.held = request.initial_resource_versions.into_iter().collect();
         self.subscribe(
             request.resource_names_subscribe,
             request.resource_names_unsubscribe,
@@ -327,6 +323,10 @@ impl TypeStream {
         }
         self.generation = snapshot.generation;
         if updates.is_empty() && removals.is_empty() && missing.is_empty() && self.answered {
+            if self.wildcard && !self.removals_wait {
+                // The same as before, and the older snapshot can go.
+                self.held.set_all(snapshot.of(kind));
+            }
             if self.rejected.is_empty() && !self.removals_wait {
                 self.accepted_generation = snapshot.generation;
             }
@@ -338,14 +338,17 @@ impl TypeStream {
             let Some(resource) = resources.get(name) else {
                 continue;
             };
-            self.held
-                .insert(resource.name.clone(), resource.version.clone());
+            let (name_held, version) = (resource.name.clone(), resource.version.clone());
+            self.held.insert(name_held, version);
             self.rejected.remove(name);
             sent.push(resource.to_wire());
         }
         for name in &removals {
             self.held.remove(name);
             self.rejected.remove(name);
+        }
+        if self.wildcard && !self.removals_wait {
+            self.held.set_all(resources);
         }
         self.told_missing.extend(missing.iter().cloned());
         self.answered = true;
@@ -381,7 +384,7 @@ impl TypeStream {
             Some(names) if !self.removals_wait => names,
             _ => self
                 .held
-                .keys()
+                .names()
                 .chain(resources.iter().map(|found| &found.name))
                 .collect(),
         };
@@ -414,7 +417,7 @@ impl TypeStream {
             // A name that it holds is removed as such.
             if found.is_empty()
                 && !self.told_missing.contains(subscription)
-                && !self.held.contains_key(subscription.as_str())
+                && !self.held.contains(subscription)
             {
                 plan.missing.push(subscription.clone());
             }
@@ -426,13 +429,13 @@ impl TypeStream {
         }
         for name in &wanted {
             let version = resources.get(name).map(|found| &found.version);
-            if self.held.get(*name) != version {
+            if self.held.get(name) != version {
                 plan.updates.push((*name).clone());
             }
         }
         plan.removals = self
             .held
-            .keys()
+            .names()
             .filter(|name| !wanted.contains(name))
             .cloned()
             .collect();

@@ -5,6 +5,7 @@
 //! while it is slow nothing is queued for it, and when it is ready it gets the latest.
 
 pub mod client;
+mod held;
 mod resource;
 pub mod server;
 mod snapshot;

@@ -25,10 +25,13 @@ pub struct Snapshot {
     index: Arc<AddressIndex>,
 }
 
+/// Resources by name.
+pub(super) type ByName = HashMap<Arc<str>, Arc<Resource>>;
+
 /// All resources of one type.
 #[derive(Clone, Debug, Default)]
 pub struct TypeResources {
-    by_name: HashMap<Arc<str>, Arc<Resource>>,
+    by_name: Arc<ByName>,
     /// Names changed or removed with each of the latest generations, the oldest first.
     history: VecDeque<(u64, Arc<[Arc<str>]>)>,
 }
@@ -127,6 +130,11 @@ impl TypeResources {
         self.by_name.values()
     }
 
+    /// All of them, for who keeps them.
+    pub(super) fn shared(&self) -> Arc<ByName> {
+        self.by_name.clone()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_name.len()
@@ -151,7 +159,7 @@ impl TypeResources {
     }
 
     fn next(&self, generation: u64, resources: impl Iterator<Item = Resource>) -> (Self, bool) {
-        let mut by_name = HashMap::with_capacity(self.by_name.len());
+        let mut by_name = ByName::with_capacity(self.by_name.len());
         let mut changed = BTreeSet::new();
         for resource in resources {
             match self.by_name.get_key_value(&resource.name) {
@@ -178,14 +186,29 @@ impl TypeResources {
                 history.pop_front();
             }
         }
+        let by_name = Arc::new(by_name);
         (Self { by_name, history }, any)
+    }
+}
+
+/// For tests of who keeps them.
+#[cfg(test)]
+pub(super) fn resources(all: &[(&str, &str)]) -> TypeResources {
+    let one = |&(name, version): &(&str, &str)| {
+        let mut resource = Resource::authorization(name, &Default::default());
+        resource.version = version.into();
+        (resource.name.clone(), Arc::new(resource))
+    };
+    TypeResources {
+        by_name: Arc::new(all.iter().map(one).collect()),
+        history: VecDeque::new(),
     }
 }
 
 impl AddressIndex {
     fn of(addresses: &TypeResources) -> Self {
         let mut index = Self::default();
-        for (name, resource) in &addresses.by_name {
+        for (name, resource) in &*addresses.by_name {
             for alias in &resource.aliases {
                 index
                     .by_alias
