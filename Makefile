@@ -9,7 +9,7 @@ PROFILE ?= dev
 release_flags = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=/registry
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help charts conformance demo test test-kernels test-kubernetes fuzz images images-twice bench bench-smoke bench-instructions lint bpf build clean-lab
+.PHONY: help charts conformance demo test test-kernels test-kubernetes test-interop fuzz images images-twice bench bench-smoke bench-instructions bench-control lint bpf build clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ test-kubernetes: machine packages-lab packages-kubernetes packages-build ## Buil
 conformance: machine packages-lab packages-kubernetes packages-build ## Run the Gateway API's suite on two real nodes, with the mesh and without (root)
 	@tests/conformance/run.sh
 
+test-interop: packages-interop packages-build ## Test with others' software on the wire: a plain gRPC client reads the control plane
+	@scripts/test-interop.sh
+
 fuzz: packages-build ## Run each fuzz target for some seconds
 	@tests/fuzz/run.sh 6
 
@@ -37,6 +40,10 @@ bench: machine packages-lab ## Measure beside direct TCP, and beside the node pr
 	@$(MAKE) --no-print-directory build PROFILE=release
 	@target/release/seine-bench compare
 	@$(MAKE) --no-print-directory bench-instructions
+
+bench-control: packages-build ## Measure the control plane alone: 1,000 simulated node proxies, 100,000 workloads (12 GB)
+	@$(MAKE) --no-print-directory build PROFILE=release
+	@target/release/seine-bench control
 
 # The figures mean nothing; that there is one in each row does.
 bench-smoke: machine packages-lab build ## Measure everything once and shortly

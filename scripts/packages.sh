@@ -9,6 +9,7 @@
 #   scripts/packages.sh charts   what checks the charts
 #   scripts/packages.sh test     what tests run beside the lab
 #   scripts/packages.sh kubernetes  what nodes of a real cluster need
+#   scripts/packages.sh interop  what builds others' programs
 #   scripts/packages.sh instructions  what counts instructions
 #
 # Several may be given. Services that come with a package are not started.
@@ -25,6 +26,7 @@ packages() {
             python3-redis curl iperf3 ;;
         charts) echo python3 python3-venv golang-go ;;
         test) echo prometheus ;;
+        interop) echo golang-go ;;
         kubernetes) echo containerd runc containernetworking-plugins nftables iproute2 procps util-linux openssl curl \
             python3 binutils golang-go ;;
         instructions) echo valgrind ;;

@@ -20,6 +20,7 @@ module() {
             echo . "k8s.io/kubernetes/cmd/$1" ;;
         coredns) echo tools seine.dev/tests/kubernetes/components/tools/coredns ;;
         helm) echo tools helm.sh/helm/v4/cmd/helm ;;
+        grpcurl) echo grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl ;;
         kube-score) echo kube-score github.com/zegl/kube-score/cmd/kube-score ;;
         echo-basic) echo ../../conformance sigs.k8s.io/gateway-api/conformance/echo-basic ;;
         echo-advanced-client | echo-advanced-server)

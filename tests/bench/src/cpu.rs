@@ -28,10 +28,38 @@ pub(crate) fn private_kib(pid: u32) -> Option<u64> {
     Some(of("Private_Clean:")? + of("Private_Dirty:")?)
 }
 
+/// The most memory that a process had so far, in KiB.
+pub(crate) fn most_kib(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// CPU seconds of a process so far, to the hundredth (`stat`; clock ticks are hundredths on every Linux).
+pub(crate) fn process_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may have spaces.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut ticks = fields.split(' ').skip(11).map(str::parse::<u64>);
+    Some((ticks.next()?.ok()? + ticks.next()?.ok()?) as f64 / 100.0)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn this_process_has_some_memory_of_its_own() {
-        assert!(super::private_kib(std::process::id()).unwrap() > 100);
+        let own = std::process::id();
+        assert!(super::private_kib(own).unwrap() > 100);
+        assert!(super::most_kib(own).unwrap() > 100);
+    }
+
+    #[test]
+    fn this_process_has_used_a_processor() {
+        let own = std::process::id();
+        let before = super::process_seconds(own).unwrap();
+        let mut sum = 0u64;
+        while super::process_seconds(own).unwrap() == before {
+            sum = std::hint::black_box(sum + 1);
+        }
     }
 }

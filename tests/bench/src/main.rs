@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod control;
 mod cpu;
 mod load;
 mod report;
@@ -54,6 +55,21 @@ enum Command {
     /// How many workloads whose names begin so a node proxy knows, by its admin address.
     #[command(hide = true)]
     KnownWorkloads { admin: SocketAddr, prefix: String },
+    /// Start a control plane with simulated node proxies, and measure it.
+    Control {
+        /// Folder of the programs; default: where this one is.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+        /// Node proxies that are connected.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+        proxies: u32,
+        /// Pods in the mesh.
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=250_000))]
+        workloads: u32,
+        /// How often one of them changes.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        changes: u32,
+    },
     /// Start labs, measure every row on every path by turns, print the table.
     Compare {
         /// Folder of the programs; default: where this one is.
@@ -96,6 +112,19 @@ fn main() -> Result<()> {
         Command::KnownWorkloads { admin, prefix } => {
             println!("{}", compare::known_workloads(admin, &prefix)?);
             return Ok(());
+        }
+        Command::Control {
+            programs,
+            proxies,
+            workloads,
+            changes,
+        } => {
+            return control::run(&control::Plan {
+                programs,
+                proxies: proxies as usize,
+                workloads: workloads as usize,
+                changes: changes as usize,
+            });
         }
         Command::Compare {
             programs,

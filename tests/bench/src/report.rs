@@ -116,7 +116,7 @@ fn median_ratio(of: Option<&Vec<f64>>, to: Option<&Vec<f64>>) -> Option<f64> {
     (!ratios.is_empty()).then(|| median(&ratios))
 }
 
-fn spread(values: &[f64]) -> String {
+pub(crate) fn spread(values: &[f64]) -> String {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     match values.len() {
