@@ -95,6 +95,17 @@ impl Bed {
         Ok(self.cluster.kubectl(&words)?.trim().to_owned())
     }
 
+    /// The file of the roots that the control plane publishes.
+    pub(crate) fn roots(&self) -> Result<PathBuf> {
+        let roots = within(PATIENCE, "the trust bundle is published", || {
+            let map = self
+                .cluster
+                .get(&["-n", SYSTEM, "configmap", "seine-ca-root"])?;
+            Ok(map["data"]["root-cert.pem"].as_str().map(str::to_owned))
+        })?;
+        self.file("roots.pem", &roots)
+    }
+
     /// A file in a folder that goes with the bed.
     pub(crate) fn file(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.folder.path().join(name);

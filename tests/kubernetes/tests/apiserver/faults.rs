@@ -51,8 +51,9 @@ pub(crate) fn an_api_server_that_fails_in_every_way_costs_no_knowledge_and_no_ch
             ensure!(!knows(&name)?, "{what}: the fault is none");
         }
         let tries = proxy.requests() - before;
-        // Back-off: no storm of requests at a server that fails.
-        ensure!(tries < 400, "{what}: {tries} requests in three seconds");
+        // A watch for each of a dozen kinds, and the Lease, each backing off from 0.8 s on: seen were 3 to 29. One that asks
+        // again by itself below that, as kube's client would, is past this at once.
+        ensure!(tries < 80, "{what}: {tries} requests in three seconds");
         proxy.set(Fault::None);
 
         within(

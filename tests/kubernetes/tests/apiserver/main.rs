@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             each_mistake_is_refused_at_its_field,
             an_object_is_told_what_became_of_it_and_nothing_is_written_when_nothing_changed,
             when_the_leader_dies_another_goes_on_writing,
+            the_proxies_of_two_replicas_add_up_to_what_enforced_says,
             an_api_server_that_fails_in_every_way_costs_no_knowledge_and_no_change,
             a_nodes_own_proxy_gets_certificates_and_every_other_token_is_refused_with_its_reason,
             ten_thousand_pods_come_and_go,

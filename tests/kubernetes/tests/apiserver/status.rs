@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, ensure};
 use seine_e2e::manifests::authorization;
 use seine_kubernetes_tests::{step, within};
+use seine_workload::Store;
+use seine_xds::{Client, Grpc, GrpcOptions, NodeInfo, Protocol};
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::bed::{Bed, PATIENCE, SYSTEM, namespace, pod};
+use crate::bed::{Bed, PATIENCE, Replica, SYSTEM, namespace, pod};
 
 fn policy(name: &str, port: u16) -> Value {
     let rules = json!([{"to": [{"ports": [port]}]}]);
@@ -130,6 +137,79 @@ pub(crate) fn when_the_leader_dies_another_goes_on_writing(bed: &Bed) -> Result<
     let second = holder()?;
     ensure!(second.contains(&replicas[0].name), "{first}, then {second}");
     replicas[0].still_runs()?;
+    bed.cluster
+        .kubectl(&["-n", "told", "delete", "authorizationpolicy", "--all"])
+        .map(drop)
+}
+
+/// A node proxy that holds what it is sent, and nothing else of one.
+fn proxy(
+    bed: &Bed,
+    replica: &Replica,
+    roots: &Path,
+    token: &Path,
+    node: &str,
+) -> AbortOnDropHandle<()> {
+    let grpc = Grpc::new(GrpcOptions {
+        address: format!("https://{}", replica.listen),
+        roots_file: roots.to_owned(),
+        server_name: "seine-control.seine-system.svc".into(),
+        token_file: token.to_owned(),
+        cluster_id: "Kubernetes".into(),
+    });
+    let node = NodeInfo {
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        pod: format!("seine-ztunnel-{node}"),
+        namespace: SYSTEM.into(),
+        node: node.into(),
+        metadata: Default::default(),
+    };
+    let client = Client::new(grpc, Protocol::new(&node), Arc::new(Store::new("")));
+    let running = bed.runtime.spawn(async move {
+        let never = client.run().await;
+        match never {}
+    });
+    AbortOnDropHandle::new(running)
+}
+
+pub(crate) fn the_proxies_of_two_replicas_add_up_to_what_enforced_says(bed: &Bed) -> Result<()> {
+    let replicas = [
+        bed.ready_replica("adding-0")?,
+        bed.ready_replica("adding-1")?,
+    ];
+    bed.cluster.apply(&[
+        namespace("told", json!({"seine.dev/mesh": "enabled"})),
+        policy("summed", 5432),
+    ])?;
+    let roots = bed.roots()?;
+    let token = bed.token(SYSTEM, "seine-ztunnel", &["--audience=seine-control"])?;
+    let token = bed.file("proxy-token", &token)?;
+    let connect = |replica: usize, node: &str| proxy(bed, &replicas[replica], &roots, &token, node);
+    let summed = ["-n", "told", "authorizationpolicy", "summed"];
+    let says = |status: &str, words: &str| {
+        within(PATIENCE, &format!("Enforced says {words:?}"), || {
+            let condition = bed.condition(&summed, "Enforced")?;
+            let message = condition["message"].to_string();
+            ensure!(
+                condition["status"] == status && message.contains(words),
+                "{condition}"
+            );
+            Ok(Some(()))
+        })
+    };
+    let one = connect(0, "node-x");
+    says("True", "enforced by 1 of 1 node proxies")?;
+    let others = [connect(1, "node-y"), connect(1, "node-z")];
+    says("True", "enforced by 3 of 3 node proxies")?;
+    step("a proxy goes from one replica to the other and counts once");
+    let moved = connect(1, "node-x");
+    drop(one);
+    says("True", "enforced by 3 of 3 node proxies")?;
+    drop(moved);
+    says("True", "enforced by 2 of 2 node proxies")?;
+    bed.cluster.apply(&[policy("summed", 5433)])?;
+    bed.await_condition(&summed, "Enforced", "True", 2)?;
+    drop(others);
     bed.cluster
         .kubectl(&["-n", "told", "delete", "authorizationpolicy", "--all"])
         .map(drop)

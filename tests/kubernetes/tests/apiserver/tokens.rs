@@ -63,13 +63,7 @@ pub(crate) fn a_nodes_own_proxy_gets_certificates_and_every_other_token_is_refus
         pod(SYSTEM, "ztunnel-b", ZTUNNEL, Some("node-b"), json!({})),
         pod(SYSTEM, "ztunnel-gone", ZTUNNEL, Some("node-a"), json!({})),
     ])?;
-    let roots = within(PATIENCE, "the trust bundle is published", || {
-        let map = bed
-            .cluster
-            .get(&["-n", SYSTEM, "configmap", "seine-ca-root"])?;
-        Ok(map["data"]["root-cert.pem"].as_str().map(str::to_owned))
-    })?;
-    let roots = bed.file("roots.pem", &roots)?;
+    let roots = bed.roots()?;
 
     let good = bound(bed, "ztunnel-a", "seine-control")?;
     within(PATIENCE, "the node's own proxy gets a certificate", || {
