@@ -9,10 +9,11 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -36,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub(crate) struct Plan {
     pub(crate) programs: Option<PathBuf>,
     pub(crate) proxies: usize,
+    /// So many of them begin with nothing; the others come back with what they hold.
+    pub(crate) new: usize,
     pub(crate) workloads: usize,
     pub(crate) changes: usize,
 }
@@ -67,9 +70,37 @@ async fn measure(plan: &Plan, control: &Control) -> Result<()> {
     let begun = Instant::now();
     let mesh = Arc::new(Mesh::default());
     let mut running = JoinSet::new();
-    let proxies = connect(plan, control, &mesh, &mut running).await?;
+    let new = plan.new.clamp(1, plan.proxies);
+    let mut proxies = connect(0..new, control, &mesh, &mut running).await?;
     let took = begun.elapsed();
     let connected = control.cost()?;
+    let bytes = mesh.bytes.swap(0, Ordering::Relaxed);
+    let (resources, _) = proxies[0].digest();
+    println!(
+        "first synchronisation of {new} proxies, {AT_ONCE} at once: {:.1} s; to each {:.1} MB in {resources} resources, {:.0} ms of \
+         CPU; {} MiB, at most {}",
+        took.as_secs_f64(),
+        bytes as f64 / new as f64 / 1e6,
+        (connected.cpu - alone.cpu) / new as f64 * 1e3,
+        connected.mib,
+        control.most()?,
+    );
+    mesh.remember(&proxies[0]);
+    let begun = Instant::now();
+    proxies.extend(connect(new..plan.proxies, control, &mesh, &mut running).await?);
+    let took = begun.elapsed();
+    let back = control.cost()?;
+    if let Some(others @ 1..) = plan.proxies.checked_sub(new) {
+        println!(
+            "{others} proxies that come back and hold all of it, {AT_ONCE} at once: {:.1} s; for each {:.0} ms of CPU; {} MiB, {:.2} \
+             more for each, at most {}",
+            took.as_secs_f64(),
+            (back.cpu - connected.cpu) / others as f64 * 1e3,
+            back.mib,
+            (back.mib as f64 - connected.mib as f64) / others as f64,
+            control.most()?,
+        );
+    }
     let sets: Vec<_> = proxies.iter().map(|proxy| proxy.digest()).collect();
     ensure!(
         sets.iter()
@@ -77,19 +108,8 @@ async fn measure(plan: &Plan, control: &Control) -> Result<()> {
         "proxies hold different configurations: {:?}",
         sets.iter().min().zip(sets.iter().max())
     );
-    let bytes = mesh.bytes.swap(0, Ordering::Relaxed);
+    mesh.bytes.store(0, Ordering::Relaxed);
     let each = plan.proxies as f64;
-    println!(
-        "first synchronisation, {AT_ONCE} at once: {:.1} s; a proxy {:.1} MB in {} resources, {:.1} ms of the control plane's CPU; {} MiB, \
-         {:.2} MiB a proxy; at most {} MiB",
-        took.as_secs_f64(),
-        bytes as f64 / each / 1e6,
-        sets[0].0,
-        (connected.cpu - alone.cpu) / each * 1e3,
-        connected.mib,
-        (connected.mib as f64 - alone.mib as f64) / each,
-        control.most()?,
-    );
 
     let (mut times, mut seconds) = (Vec::new(), Vec::new());
     for change in 1..=plan.changes {
@@ -123,7 +143,7 @@ fn namespaces(workloads: usize) -> usize {
 
 /// Each proxy has what there is when this returns.
 async fn connect(
-    plan: &Plan,
+    which: Range<usize>,
     control: &Control,
     mesh: &Arc<Mesh>,
     running: &mut JoinSet<()>,
@@ -131,11 +151,12 @@ async fn connect(
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut proxies = Vec::new();
     let mut synchronising = JoinSet::new();
-    for index in 0..plan.proxies {
+    for index in which {
         let permit = room.clone().acquire_owned().await?;
         let proxy = Arc::new(Proxy {
-            held: Mutex::default(),
+            held: Mutex::new(mesh.hashes()),
             mesh: mesh.clone(),
+            names: Mutex::new((index == 0).then(HashMap::new)),
         });
         proxies.push(proxy.clone());
         let node = NodeInfo {
@@ -174,9 +195,29 @@ struct Mesh {
     /// How often one was sent the pod that changes, but for the first time.
     arrivals: AtomicU64,
     arrived: Notify,
+    /// What one that comes back holds: names and versions by type, and their hashes.
+    known: OnceLock<(Versions, HashMap<u32, u32>)>,
 }
 
+/// Names and versions by type.
+type Versions = HashMap<String, HashMap<String, String>>;
+
 impl Mesh {
+    /// Whoever comes from now on holds what this one does.
+    fn remember(&self, first: &Proxy) {
+        let mut names = first.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = first.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = (names.take().unwrap_or_default(), held.clone());
+        assert!(self.known.set(known).is_ok(), "it is remembered once");
+    }
+
+    fn hashes(&self) -> HashMap<u32, u32> {
+        self.known
+            .get()
+            .map(|(_, hashes)| hashes.clone())
+            .unwrap_or_default()
+    }
+
     async fn arrivals_are(&self, wanted: u64) {
         loop {
             let arrived = self.arrived.notified();
@@ -192,6 +233,8 @@ impl Mesh {
 struct Proxy {
     held: Mutex<HashMap<u32, u32>>,
     mesh: Arc<Mesh>,
+    /// Of the first proxy, until the others come.
+    names: Mutex<Option<Versions>>,
 }
 
 impl Proxy {
@@ -207,11 +250,20 @@ impl Proxy {
 }
 
 impl Handler for Proxy {
-    fn held(&self, _: &str) -> HashMap<String, String> {
-        HashMap::new()
+    fn held(&self, kind: &str) -> HashMap<String, String> {
+        let known = self.mesh.known.get();
+        known
+            .and_then(|(versions, _)| versions.get(kind).cloned())
+            .unwrap_or_default()
     }
 
-    fn apply(&self, _: &str, resources: &[Resource], removed: &[String]) -> Vec<Refused> {
+    fn apply(&self, kind: &str, resources: &[Resource], removed: &[String]) -> Vec<Refused> {
+        if let Some(names) = &mut *self.names.lock().unwrap_or_else(PoisonError::into_inner) {
+            let pairs = resources
+                .iter()
+                .map(|one| (one.name.clone(), one.version.clone()));
+            names.entry(kind.to_owned()).or_default().extend(pairs);
+        }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes: usize = removed.iter().map(String::len).sum();
         for name in removed {

@@ -63,6 +63,9 @@ enum Command {
         /// Node proxies that are connected.
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
         proxies: u32,
+        /// So many of them begin with nothing, the others come back with all that they hold.
+        #[arg(long, default_value_t = 100)]
+        new: u32,
         /// Pods in the mesh.
         #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=250_000))]
         workloads: u32,
@@ -116,12 +119,14 @@ fn main() -> Result<()> {
         Command::Control {
             programs,
             proxies,
+            new,
             workloads,
             changes,
         } => {
             return control::run(&control::Plan {
                 programs,
                 proxies: proxies as usize,
+                new: new as usize,
                 workloads: workloads as usize,
                 changes: changes as usize,
             });
