@@ -66,8 +66,8 @@ func TestMesh(t *testing.T) {
 	// Without a mesh, of the suite's three right answers in a row some come by luck.
 	options.TimeoutConfig.RequiredConsecutiveSuccesses = 20
 	if *control {
-		// MeshBasic, which needs no mesh, has to pass in it: 20 answers come within a few seconds.
-		options.TimeoutConfig.MaxTimeToConsistency = 10 * time.Second
+		// MeshBasic, which needs no mesh, has to pass in it: 20 answers come within two seconds.
+		options.TimeoutConfig.MaxTimeToConsistency = 5 * time.Second
 	} else {
 		options.NamespaceLabels = map[string]string{
 			"seine.dev/mesh":         "enabled",

@@ -142,7 +142,7 @@ kubectl apply --server-side -f "$api/config/crd/standard" >"$out/crds.log"
 kubectl wait --for=condition=Established --timeout 60s crd --all >>"$out/crds.log"
 
 if [[ $control == run ]]; then
-    say "control: the suite without a mesh, where what needs one fails (some 5 minutes)"
+    say "control: the suite without a mesh, where what needs one fails (some 3 minutes)"
     run control -control || true
 fi
 
