@@ -18,7 +18,7 @@ type Found = BTreeMap<ObjectKey, PolicyFinding>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `HTTPRoute`, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -74,12 +74,17 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let found = &findings.peer_authentications;
         add(Kind::PeerAuthentication, key, &policy.metadata, found);
     }
-    for (key, notes) in &model.findings.routes {
-        let route = model.objects.http_routes.get(key);
-        let generation = route.and_then(|route| route.metadata.generation);
+    for ((kind, key), notes) in &model.findings.routes {
+        let http = objects.http_routes.get(key).map(|route| &route.metadata);
+        let grpc = objects.grpc_routes.get(key).map(|route| &route.metadata);
+        let metadata = match kind {
+            Kind::GrpcRoute => grpc,
+            _ => http,
+        };
+        let generation = metadata.and_then(|metadata| metadata.generation);
         let message = notes.join("; ");
         let condition = condition("Programmed", false, "NotObeyed", message, generation);
-        report.push(status(&Kind::HttpRoute.to_string(), key, vec![condition]));
+        report.push(status(&kind.to_string(), key, vec![condition]));
     }
     for (key, refusal) in &model.findings.refused_pods {
         let message = refusal.to_string();

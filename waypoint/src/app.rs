@@ -19,6 +19,7 @@ use seine_workload::Store;
 use seine_xds::{Client, Connection, Grpc, GrpcOptions, NodeInfo, Protocol, Status};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::Config;
+use crate::mirror::MAX_MIRRORS;
+use crate::retry::Budgets;
 use crate::routes::{Configuration, Routes};
 use crate::serve;
 use crate::shared::Shared;
@@ -99,6 +102,9 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
         upstreams: Upstreams::new(Pool::new(hbone.clone()), certificates.clone()),
         certificates,
         hbone: Arc::new(hbone),
+        budgets: Budgets::default(),
+        mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
+        tasks: TaskTracker::new(),
         telemetry: Telemetry::default(),
         readiness,
         config,
@@ -179,14 +185,8 @@ impl Server {
     /// Takes tunnels from a listener.
     pub fn start(shared: Arc<Shared>, listener: TcpListener) -> Self {
         let (trigger, signal) = drain();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tokio::spawn(serve::run(
-            shared,
-            listener,
-            signal,
-            stop.clone(),
-            tasks.clone(),
-        ));
+        let (stop, tasks) = (CancellationToken::new(), shared.tasks.clone());
+        tokio::spawn(serve::run(shared, listener, signal, stop.clone()));
         Self {
             trigger,
             stop,

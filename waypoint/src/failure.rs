@@ -55,9 +55,23 @@ pub enum Failure {
     /// The backend's answer is not HTTP, or it broke off.
     #[error("the backend did not answer: {0}")]
     Upstream(hyper::Error),
+    /// The backend's answer makes no sense.
+    #[error("the backend answered {0}")]
+    Answer(&'static str),
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+}
+
+/// Of the codes of gRPC those that a waypoint says by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each is gRPC's of that name")]
+pub enum GrpcStatus {
+    DeadlineExceeded = 4,
+    PermissionDenied = 7,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
 }
 
 impl Failure {
@@ -72,9 +86,32 @@ impl Failure {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Tunnel(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Upstream(_) => StatusCode::BAD_GATEWAY,
+            Self::Upstream(_) | Self::Answer(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         }
+    }
+
+    /// What a client of gRPC is told, by the names of its codes.
+    pub fn grpc_status(&self) -> GrpcStatus {
+        match self {
+            Self::BadRequest(_) => GrpcStatus::Internal,
+            Self::Denied(_) => GrpcStatus::PermissionDenied,
+            Self::NoRoute => GrpcStatus::Unimplemented,
+            Self::Timeout(_) => GrpcStatus::DeadlineExceeded,
+            _ => GrpcStatus::Unavailable,
+        }
+    }
+
+    /// Whether another attempt may be made where a route asks for it.
+    pub fn is_of_backend(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::Tunnel(_)
+                | Self::Upstream(_)
+                | Self::Answer(_)
+                | Self::Timeout(_)
+        )
     }
 
     /// One word for logs and metrics.
@@ -87,7 +124,7 @@ impl Failure {
             Self::Unavailable(_) => "NO_ENDPOINT",
             Self::Connect { .. } | Self::Tunnel(_) => "CONNECT",
             Self::NoCertificate { .. } => "IDENTITY",
-            Self::Upstream(_) => "UPSTREAM",
+            Self::Upstream(_) | Self::Answer(_) => "UPSTREAM",
             Self::Timeout(_) => "TIMEOUT",
         }
     }
@@ -101,6 +138,7 @@ impl Failure {
             | Self::Connect { .. }
             | Self::Tunnel(_)
             | Self::Upstream(_)
+            | Self::Answer(_)
             | Self::Timeout(_) => Fault::Upstream,
         }
     }

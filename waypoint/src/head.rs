@@ -169,15 +169,15 @@ impl Rewrite {
 }
 
 impl Redirect {
-    /// Where the client is to go.
-    pub fn location(&self, head: &Head, matched: &PathMatch) -> String {
+    /// Where the client is to go; `listener` is the port that it asked.
+    pub fn location(&self, head: &Head, matched: &PathMatch, listener: u16) -> String {
         let scheme = self.scheme.as_deref().unwrap_or("http");
         let host = self.hostname.as_deref().unwrap_or(head.authority.host());
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => Some(port),
             // The scheme's own.
             (None, Some(_)) => None,
-            (None, None) => head.authority.port_u16(),
+            (None, None) => Some(listener),
         };
         let well_known = matches!((scheme, port), ("http", Some(80)) | ("https", Some(443)));
         let port = port.filter(|_| !well_known);
@@ -295,7 +295,7 @@ mod tests {
     fn a_redirect_keeps_what_it_does_not_change() {
         let head = Head::read(&parts("/a/b?q=1", &[("host", "web.shop:8080")])).unwrap();
         let location =
-            |redirect: Redirect| redirect.location(&head, &PathMatch::Prefix("/a".into()));
+            |redirect: Redirect| redirect.location(&head, &PathMatch::Prefix("/a".into()), 8080);
         let plain = || Redirect {
             scheme: None,
             hostname: None,

@@ -8,18 +8,27 @@
 
 mod admin;
 pub mod app;
+mod balance;
+mod body;
 pub mod config;
+mod cors;
 pub mod failure;
+mod forward;
 pub mod head;
+mod judge;
 mod linger;
+mod mirror;
 pub mod path;
+mod refusal;
 mod request;
+mod retry;
 pub mod router;
 pub mod routes;
 pub mod rule;
 mod serve;
 pub mod shared;
 mod telemetry;
+mod upgrade;
 pub mod upstream;
 
 pub use serve::Bound;

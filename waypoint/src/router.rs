@@ -7,7 +7,7 @@ use rand::{Rng, RngExt};
 use seine_workload::ServiceKey;
 
 use crate::path;
-use crate::rule::{Backend, Match, PathChange, PathMatch, Rule};
+use crate::rule::{Backend, Match, PathChange, PathMatch, Rule, Text};
 
 /// A request, as far as matches look at it.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,8 @@ pub struct Asked<'a> {
     pub query: Option<&'a str>,
     /// The headers.
     pub headers: &'a HeaderMap,
+    /// It is a request of gRPC.
+    pub grpc: bool,
 }
 
 /// What the rules about a service say of a request.
@@ -51,10 +53,14 @@ pub fn choose(
     let own = |rule: &&Arc<Rule>| *rule.namespace == *service.namespace;
     let consumers = |rule: &&Arc<Rule>| !own(rule) && rule.namespace == client_namespace;
     let attached = || rules.iter().filter(of_port);
-    let candidates: Vec<&Arc<Rule>> = match attached().any(|rule| consumers(&rule)) {
+    let mut candidates: Vec<&Arc<Rule>> = match attached().any(|rule| consumers(&rule)) {
         true => attached().filter(consumers).collect(),
         false => attached().filter(own).collect(),
     };
+    // Of several kinds of routes at one port the most specific one is obeyed alone (GEP-1426).
+    if candidates.iter().any(|rule| rule.grpc) {
+        candidates.retain(|rule| rule.grpc);
+    }
     if candidates.is_empty() {
         return Choice::NoRules;
     }
@@ -64,7 +70,8 @@ pub fn choose(
             let rank = Rank::of(wanted);
             // Of equal ones the first stays: that of the older route, then of the earlier rule.
             let better = best.as_ref().is_none_or(|(held, ..)| rank > *held);
-            if better && wanted.matches(asked) {
+            let of_kind = asked.grpc || !rule.grpc;
+            if better && of_kind && wanted.matches(asked) {
                 best = Some((rank, rule, index));
             }
         }
@@ -78,8 +85,7 @@ pub fn choose(
 /// How specific a match is, the most important first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    exact: bool,
-    prefix: usize,
+    path: Specific,
     method: bool,
     headers: usize,
     query: usize,
@@ -87,16 +93,47 @@ struct Rank {
 
 impl Rank {
     fn of(wanted: &Match) -> Self {
-        let (exact, prefix) = match &wanted.path {
-            PathMatch::Exact(_) => (true, 0),
-            PathMatch::Prefix(prefix) => (false, prefix.chars().count()),
+        let length = |text: &str| text.chars().count();
+        let path = match &wanted.path {
+            PathMatch::Prefix(prefix) => Specific::Prefix(length(prefix)),
+            PathMatch::Pattern(pattern) => Specific::Pattern(length(pattern.as_str())),
+            PathMatch::Exact(_) => Specific::Exact,
+            PathMatch::Grpc(service, method) => {
+                let length = |text: &Option<Text>| match text {
+                    None => 0,
+                    Some(Text::Exact(text)) => length(text),
+                    Some(Text::Pattern(pattern)) => length(pattern.as_str()),
+                };
+                Specific::Grpc(length(service), length(method))
+            }
         };
         Self {
-            exact,
-            prefix,
+            path,
             method: wanted.method.is_some(),
             headers: wanted.headers.len(),
             query: wanted.query.len(),
+        }
+    }
+}
+
+/// How specific a match of the path is. The place of regular expressions is for each implementation to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Specific {
+    Prefix(usize),
+    Pattern(usize),
+    Exact,
+    /// Characters of the service and of the method; never compared with the others.
+    Grpc(usize, usize),
+}
+
+impl Text {
+    /// Bytes that are no UTF-8 match nothing.
+    fn matches(&self, found: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => text.as_bytes() == found,
+            Self::Pattern(pattern) => {
+                std::str::from_utf8(found).is_ok_and(|text| pattern.matches(text))
+            }
         }
     }
 }
@@ -106,18 +143,30 @@ impl Match {
         let path = match &self.path {
             PathMatch::Exact(path) => path == asked.path,
             PathMatch::Prefix(prefix) => after_prefix(asked.path, prefix).is_some(),
+            PathMatch::Pattern(pattern) => pattern.matches(asked.path),
+            PathMatch::Grpc(service, method) => {
+                let found = asked
+                    .path
+                    .strip_prefix('/')
+                    .and_then(|path| path.split_once('/'));
+                let is = |wanted: &Option<Text>, found: &str| {
+                    let mut wanted = wanted.iter();
+                    wanted.all(|wanted| wanted.matches(found.as_bytes()))
+                };
+                found.is_some_and(|found| is(service, found.0) && is(method, found.1))
+            }
         };
-        let header = |(name, value): &(HeaderName, String)| {
+        let header = |(name, value): &(HeaderName, Text)| {
             let mut values = asked.headers.get_all(name).iter();
-            values.any(|found| found.as_bytes() == value.as_bytes())
+            values.any(|found| value.matches(found.as_bytes()))
         };
-        let query = |(name, value): &(String, String)| {
+        let query = |(name, value): &(String, Text)| {
             let pairs = asked.query.unwrap_or_default().split('&');
             let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
             // Of a parameter that occurs twice the first counts.
             pairs
                 .find(|(found, _)| path::decode(found) == name.as_bytes())
-                .is_some_and(|(_, found)| path::decode(found) == value.as_bytes())
+                .is_some_and(|(_, found)| value.matches(&path::decode(found)))
         };
         path && self.method.as_ref().is_none_or(|m| m == asked.method)
             && self.headers.iter().all(header)
@@ -141,7 +190,7 @@ impl PathChange {
                 format!("{}{rest}", new.trim_end_matches('/'))
             }
             // The Gateway API allows it with a prefix alone.
-            (Self::Prefix(_), PathMatch::Exact(_)) => path.to_owned(),
+            (Self::Prefix(_), _) => path.to_owned(),
         };
         match changed.starts_with('/') {
             true => changed,
@@ -189,9 +238,17 @@ mod tests {
                 };
                 match (index, word.strip_prefix('?')) {
                     (0, _) => {
-                        found.path = Some(match word.strip_suffix('*') {
-                            Some(prefix) => wire::r#match::Path::Prefix(prefix.into()),
-                            None => wire::r#match::Path::Exact(word.into()),
+                        found.path = Some(match (word.strip_suffix('*'), word.strip_prefix('~')) {
+                            (_, Some(regex)) => wire::r#match::Path::Regex(regex.into()),
+                            (Some(prefix), _) => wire::r#match::Path::Prefix(prefix.into()),
+                            _ => wire::r#match::Path::Exact(word.into()),
+                        });
+                    }
+                    (_, None) if word.contains('~') => {
+                        let (name, value) = word.split_once('~').unwrap();
+                        found.header_patterns.push(wire::Pair {
+                            name: name.into(),
+                            value: value.into(),
                         });
                     }
                     (_, Some(query)) => found.query.push(pair(query)),
@@ -235,6 +292,7 @@ mod tests {
             method: &method.parse().unwrap(),
             path,
             query,
+            grpc: map.contains_key("grpc"),
             headers: &map,
         };
         let service = ServiceKey {
@@ -263,6 +321,7 @@ mod tests {
             "/a* GET",
             "/a* GET x=1",
             "/a/b*",
+            "~/[a-z]/b",
             "/a/b",
         ];
         for count in 1..=ladder.len() {
@@ -331,6 +390,93 @@ mod tests {
                 "{query}"
             );
         }
+    }
+
+    #[test]
+    fn regular_expressions_are_of_whole_paths_and_values() {
+        let rules = [rule("shop", "r", 1, &["~/v[0-9]+/.* x~b+"])];
+        for (request, found) in [
+            ("GET /v1/a x=bb", "r:0"),
+            ("GET /v1/a x=bbc", "no match"),
+            ("GET /v1/a", "no match"),
+            ("GET /a/v1/a x=b", "no match"),
+        ] {
+            assert_eq!(chosen(&rules, "shop", request), found, "{request}");
+        }
+    }
+
+    /// A rule of a `GRPCRoute` for each `service/method`, `~` before it for regular expressions; `-` is any.
+    fn grpc(name: &str, matches: &[&str]) -> Arc<Rule> {
+        let one = |text: &&str| {
+            let (regex, text) = match text.strip_prefix('~') {
+                Some(text) => (true, text),
+                None => (false, *text),
+            };
+            let (service, method) = text.split_once('/').unwrap();
+            let part = |text: &str| match text {
+                "-" => String::new(),
+                text => text.into(),
+            };
+            wire::Match {
+                path: Some(wire::r#match::Path::Grpc(wire::GrpcMethod {
+                    service: part(service),
+                    method: part(method),
+                    regex,
+                })),
+                ..wire::Match::default()
+            }
+        };
+        let message = wire::RouteRule {
+            kind: "GRPCRoute".into(),
+            namespace: "shop".into(),
+            name: name.into(),
+            created: 1,
+            parents: vec![wire::Parent {
+                namespace: "shop".into(),
+                hostname: WEB.into(),
+                port: 80,
+            }],
+            matches: matches.iter().map(one).collect(),
+            ..Default::default()
+        };
+        Arc::new(Rule::parse(name, &message).unwrap())
+    }
+
+    #[test]
+    fn of_grpc_the_longest_service_wins_then_the_longest_method() {
+        let ladder = ["-/-", "-/Get", "~a.[A-Z]/-", "a.Bcdef/-", "a.Bcdef/Get"];
+        for count in 1..=ladder.len() {
+            for backwards in [false, true] {
+                let mut rules: Vec<_> = (0..count)
+                    .map(|index| grpc(&format!("r{index}"), &ladder[index..=index]))
+                    .collect();
+                if backwards {
+                    rules.reverse();
+                }
+                let found = chosen(&rules, "shop", "POST /a.Bcdef/Get grpc=1");
+                // The expression is of a whole service, which this one isn't.
+                let best = [0, 1, 1, 3, 4][count - 1];
+                assert_eq!(found, format!("r{best}:0"));
+            }
+        }
+        let rules = [grpc("r", &["~a.[A-Z]/-", "b.C/D"])];
+        for (request, found) in [
+            ("POST /a.B/X grpc=1", "r:0"),
+            ("POST /b.C/D grpc=1", "r:1"),
+            ("POST /b.C/d grpc=1", "no match"),
+            ("POST /b.C grpc=1", "no match"),
+            // Not gRPC.
+            ("POST /b.C/D", "no match"),
+        ] {
+            assert_eq!(chosen(&rules, "shop", request), found, "{request}");
+        }
+    }
+
+    #[test]
+    fn a_service_with_both_kinds_of_routes_obeys_those_of_grpc_alone() {
+        let rules = [grpc("g", &[]), rule("shop", "h", 0, &["/a/b"])];
+        assert_eq!(chosen(&rules, "shop", "POST /a/b grpc=1"), "g:0");
+        assert_eq!(chosen(&rules, "shop", "GET /a/b"), "no match");
     }
 
     #[test]

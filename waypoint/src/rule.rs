@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use seine_policy::Pattern;
 use seine_proto::waypoint::{self as wire, filter, r#match, path_change};
 use seine_workload::ServiceKey;
 
 /// One rule of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// `HTTPRoute/namespace/name/index`.
+    /// `HTTPRoute/namespace/name/index`, and the rule's own name if it has one.
     pub name: String,
+    /// It is a `GRPCRoute`'s.
+    pub grpc: bool,
     /// The route's namespace.
     pub namespace: String,
     /// Of equal matches the lesser wins: the older route, then by name, then the earlier rule.
@@ -27,8 +30,21 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// The same for one attempt.
     pub backend_timeout: Option<Duration>,
+    /// When a request is sent again.
+    pub retry: Option<Retry>,
     /// Why it can't be obeyed.
     pub refused: Option<String>,
+}
+
+/// When a request is sent again: if no answer came, or one of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Statuses of answers.
+    pub codes: Vec<StatusCode>,
+    /// How many times at most.
+    pub attempts: u32,
+    /// Not sooner than this.
+    pub backoff: Duration,
 }
 
 /// Everything must hold.
@@ -39,9 +55,18 @@ pub struct Match {
     /// The method.
     pub method: Option<Method>,
     /// Headers.
-    pub headers: Vec<(HeaderName, String)>,
+    pub headers: Vec<(HeaderName, Text)>,
     /// Query parameters, decoded.
-    pub query: Vec<(String, String)>,
+    pub query: Vec<(String, Text)>,
+}
+
+/// How a value is compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// The same.
+    Exact(String),
+    /// Its whole.
+    Pattern(Pattern),
 }
 
 /// How the path is compared.
@@ -51,6 +76,10 @@ pub enum PathMatch {
     Exact(String),
     /// These segments first. Without a slash at its end.
     Prefix(String),
+    /// The whole path.
+    Pattern(Pattern),
+    /// Of a request of gRPC: `/service/method`. What is `None` is any.
+    Grpc(Option<Text>, Option<Text>),
 }
 
 /// A change to a request or its answer.
@@ -64,6 +93,38 @@ pub enum Filter {
     Redirect(Redirect),
     /// Another URL for the backend.
     Rewrite(Rewrite),
+    /// A copy goes elsewhere.
+    Mirror(Mirror),
+    /// Pages of other origins may ask.
+    Cors(Cors),
+}
+
+/// A copy of a share of the requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where it goes.
+    pub backend: Backend,
+    /// Of `denominator` requests.
+    pub numerator: u32,
+    /// At least 1.
+    pub denominator: u32,
+}
+
+/// What browsers are told of requests from pages of other origins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// `scheme://host[:port]`, or with `*` for what the host begins with; `*` is every one.
+    pub origins: Vec<String>,
+    /// Cookies and the like may be sent.
+    pub credentials: bool,
+    /// `*` is every one.
+    pub methods: Vec<String>,
+    /// `*` is every one.
+    pub headers: Vec<String>,
+    /// `*` is every one.
+    pub expose: Vec<String>,
+    /// How long that holds.
+    pub max_age: Duration,
 }
 
 /// Changes to headers.
@@ -147,10 +208,15 @@ impl Rule {
                 query: Vec::new(),
             });
         }
+        let name = match message.rule_name.as_str() {
+            "" => name.to_owned(),
+            own => format!("{name} ({own})"),
+        };
         let backends = message.backends.iter().map(Backend::parse);
         let limit = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
         Ok(Self {
-            name: name.into(),
+            name,
+            grpc: message.kind == "GRPCRoute",
             namespace: message.namespace.clone(),
             age: (
                 created,
@@ -164,7 +230,23 @@ impl Rule {
             backends: backends.collect::<Result<_, _>>()?,
             request_timeout: limit(message.request_timeout_ms),
             backend_timeout: limit(message.backend_timeout_ms),
+            retry: message.retry.as_ref().map(Retry::parse).transpose()?,
             refused: some(&message.refused),
+        })
+    }
+}
+
+impl Retry {
+    fn parse(message: &wire::Retry) -> Result<Self, String> {
+        let codes = message.codes.iter().map(|code| {
+            let status = u16::try_from(*code).ok().map(StatusCode::from_u16);
+            let status = status.and_then(Result::ok);
+            status.ok_or_else(|| format!("retry: {code} is no status"))
+        });
+        Ok(Self {
+            codes: codes.collect::<Result<_, _>>()?,
+            attempts: message.attempts,
+            backoff: Duration::from_millis(message.backoff_ms),
         })
     }
 }
@@ -176,21 +258,40 @@ impl Match {
             Some(r#match::Path::Prefix(path)) => {
                 PathMatch::Prefix(path.trim_end_matches('/').into())
             }
+            Some(r#match::Path::Regex(text)) => PathMatch::Pattern(pattern(text)?),
+            Some(r#match::Path::Grpc(wanted)) => {
+                let text = |text: &str| -> Result<Option<Text>, String> {
+                    Ok(match (text, wanted.regex) {
+                        ("", _) => None,
+                        (text, false) => Some(Text::Exact(text.into())),
+                        (text, true) => Some(Text::Pattern(pattern(text)?)),
+                    })
+                };
+                PathMatch::Grpc(text(&wanted.service)?, text(&wanted.method)?)
+            }
             None => return Err("matches: path is missing".into()),
         };
         let method = some(&message.method).map(|text| text.parse().map_err(|_| bad(&text)));
         let headers = message.headers.iter().map(|pair| {
             let name = pair.name.parse().map_err(|_| bad(&pair.name))?;
-            Ok((name, pair.value.clone()))
+            Ok((name, Text::Exact(pair.value.clone())))
+        });
+        let header_patterns = message.header_patterns.iter().map(|pair| {
+            let name = pair.name.parse().map_err(|_| bad(&pair.name))?;
+            Ok((name, Text::Pattern(pattern(&pair.value)?)))
         });
         let query = message.query.iter();
+        let query = query.map(|pair| Ok((pair.name.clone(), Text::Exact(pair.value.clone()))));
+        let query_patterns = message.query_patterns.iter();
+        let query_patterns = query_patterns
+            .map(|pair| Ok((pair.name.clone(), Text::Pattern(pattern(&pair.value)?))));
         Ok(Self {
             path,
             method: method.transpose()?,
-            headers: headers.collect::<Result<_, String>>()?,
-            query: query
-                .map(|pair| (pair.name.clone(), pair.value.clone()))
-                .collect(),
+            headers: headers
+                .chain(header_patterns)
+                .collect::<Result<_, String>>()?,
+            query: query.chain(query_patterns).collect::<Result<_, String>>()?,
         })
     }
 }
@@ -236,6 +337,22 @@ fn filters(messages: &[wire::Filter]) -> Result<Vec<Filter>, String> {
                 hostname: some(&rewrite.hostname),
                 path: rewrite.path.as_ref().map(path_change).transpose()?,
             }),
+            Some(filter::Filter::Mirror(mirror)) => Filter::Mirror(Mirror {
+                backend: match &mirror.backend {
+                    Some(backend) => Backend::parse(backend)?,
+                    None => return Err("mirror: backend is missing".into()),
+                },
+                numerator: mirror.numerator,
+                denominator: mirror.denominator.max(1),
+            }),
+            Some(filter::Filter::Cors(cors)) => Filter::Cors(Cors {
+                origins: cors.origins.clone(),
+                credentials: cors.credentials,
+                methods: cors.methods.clone(),
+                headers: cors.headers.clone(),
+                expose: cors.expose.clone(),
+                max_age: Duration::from_secs(cors.max_age_s.into()),
+            }),
             None => return Err("filters: an unknown one".into()),
         })
     };
@@ -267,6 +384,10 @@ fn path_change(message: &wire::PathChange) -> Result<PathChange, String> {
         Some(path_change::Change::Prefix(path)) => Ok(PathChange::Prefix(path.clone())),
         None => Err("path: an unknown change".into()),
     }
+}
+
+fn pattern(text: &str) -> Result<Pattern, String> {
+    Pattern::parse(text).map_err(|error| error.to_string())
 }
 
 fn service(namespace: &str, hostname: &str) -> ServiceKey {

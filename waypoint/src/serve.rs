@@ -17,19 +17,25 @@ use seine_telemetry::{Lines, limited};
 use seine_workload::{AppProtocol, Service, Workload};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::failure::Failure;
+use crate::judge::judge;
 use crate::linger::Lingering;
-use crate::request::{self, judge};
+use crate::request;
 use crate::shared::Shared;
 use crate::telemetry::Entry;
 use crate::upstream::{self, Endpoint, First};
 
 /// Of what strangers cause.
 static LINES: Lines = Lines::new();
+/// Handshakes at a time: they are what strangers can have this waypoint compute. Others wait for their turn.
+const MAX_HANDSHAKES: usize = 64;
+/// How long one waits for its turn.
+const TURN: Duration = Duration::from_secs(5);
 /// How long a client may take for a request's head: a slow one holds a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Headers of an HTTP/1.1 request.
@@ -71,8 +77,9 @@ pub(crate) async fn run(
     listener: TcpListener,
     drain: DrainSignal,
     stop: CancellationToken,
-    tasks: TaskTracker,
 ) {
+    let tasks = shared.tasks.clone();
+    let turns = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -80,7 +87,7 @@ pub(crate) async fn run(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let tunnel = tunnel(shared.clone(), tcp, peer, drain.clone(), tasks.clone());
+                let tunnel = tunnel(shared.clone(), tcp, peer, drain.clone(), turns.clone());
                 tasks.spawn(tunnel);
             }
             Err(error) => {
@@ -96,11 +103,20 @@ async fn tunnel(
     tcp: TcpStream,
     peer: SocketAddr,
     drain: DrainSignal,
-    tasks: TaskTracker,
+    turns: Arc<Semaphore>,
 ) {
+    // Held until the handshake is done.
+    let Ok(Ok(turn)) = timeout(TURN, turns.acquire_owned()).await else {
+        shared.telemetry.refused("handshakes");
+        return limited!(
+            LINES, "handshakes",
+            warn: %peer, "a tunnel is refused: too many handshakes are under way"
+        );
+    };
     let credentials = match shared.certificates.get(&shared.identity).await {
         Ok(credentials) => credentials,
         Err(error) => {
+            shared.telemetry.refused("own-certificate");
             return limited!(
                 LINES, "own-certificate",
                 warn: %peer, flag = "IDENTITY", %error, "a tunnel is refused"
@@ -110,14 +126,17 @@ async fn tunnel(
     let accepted = match accept(Io::from(tcp), peer, &credentials, shared.hbone.clone()).await {
         Ok(accepted) => accepted,
         Err(error) => {
+            shared.telemetry.refused("handshake");
             return limited!(
                 LINES, "handshake",
                 warn: %peer, flag = "TLS_FAILURE", %error, "a tunnel is refused"
             );
         }
     };
+    drop(turn);
     let served = accepted.serve(drain.clone(), |incoming| {
-        tasks.spawn(stream(shared.clone(), incoming, drain.clone()));
+        let stream = stream(shared.clone(), incoming, drain.clone());
+        shared.tasks.spawn(stream);
     });
     if let Err(error) = served.await {
         limited!(LINES, "ended", info: %peer, %error, "a tunnel ended");
@@ -128,6 +147,7 @@ async fn stream(shared: Arc<Shared>, incoming: Incoming, drain: DrainSignal) {
     let peer = unmapped(incoming.peer);
     let asked = incoming.request.authority.clone();
     let Some(bound) = bind(&shared, &incoming) else {
+        shared.telemetry.refused("not-bound");
         limited!(
             LINES, "not-bound",
             warn: %peer, identity = %incoming.peer_identity, %asked, flag = "NOT_BOUND",
@@ -251,8 +271,9 @@ async fn http(shared: Arc<Shared>, bound: Arc<Bound>, stream: Stream, mut drain:
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32);
-    let mut connection =
-        std::pin::pin!(builder.serve_connection(TokioIo::new(Lingering::from(stream)), service));
+    let mut connection = std::pin::pin!(
+        builder.serve_connection_with_upgrades(TokioIo::new(Lingering::from(stream)), service)
+    );
     let served = tokio::select! {
         served = connection.as_mut() => served,
         _ = drain.begun() => {

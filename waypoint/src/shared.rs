@@ -7,7 +7,11 @@ use seine_identity::{CertificateManager, Identity};
 use seine_telemetry::Readiness;
 use seine_workload::{GatewayAddress, GatewayDestination, Service, Store, Workload};
 
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
 use crate::config::Config;
+use crate::retry::Budgets;
 use crate::routes::Routes;
 use crate::telemetry::Telemetry;
 use crate::upstream::Upstreams;
@@ -28,6 +32,12 @@ pub struct Shared {
     pub hbone: Arc<Settings>,
     /// Connections to backends.
     pub upstreams: Arc<Upstreams>,
+    /// How many requests may be sent again.
+    pub(crate) budgets: Budgets,
+    /// How many copies of requests may be under way.
+    pub(crate) mirrors: Arc<Semaphore>,
+    /// What is waited for at the end.
+    pub(crate) tasks: TaskTracker,
     /// Access log and metrics.
     pub telemetry: Telemetry,
     /// Whether requests can be taken.

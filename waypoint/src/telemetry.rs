@@ -17,6 +17,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use seine_policy::Decision;
 
+use crate::balance::InFlight;
 use crate::failure::{Failure, fault_name};
 use crate::request::Body;
 use crate::serve::Bound;
@@ -39,6 +40,12 @@ pub(crate) struct Entry {
     pub(crate) status: Option<StatusCode>,
     pub(crate) failure: Option<Failure>,
     pub(crate) bytes: u64,
+    /// It is a request of gRPC.
+    pub(crate) grpc: bool,
+    /// How often it was sent again.
+    pub(crate) retries: u32,
+    /// Held until the answer has been sent.
+    pub(crate) load: Option<Arc<InFlight>>,
     /// The answer's body ended in order.
     pub(crate) complete: bool,
     began: Instant,
@@ -59,6 +66,9 @@ impl Entry {
             status: None,
             failure: None,
             bytes: 0,
+            grpc: false,
+            retries: 0,
+            load: None,
             complete: true,
             began: Instant::now(),
         }
@@ -84,6 +94,11 @@ struct Labels {
     flag: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    reason: &'static str,
+}
+
 /// Access log and metrics.
 #[derive(Clone, Debug)]
 pub struct Telemetry(Arc<Inner>);
@@ -93,6 +108,7 @@ struct Inner {
     registry: Mutex<Registry>,
     requests: Family<Labels, Counter>,
     duration: Histogram,
+    refused: Family<RefusalLabels, Counter>,
 }
 
 impl Default for Telemetry {
@@ -112,8 +128,15 @@ impl Default for Telemetry {
             Unit::Seconds,
             duration.clone(),
         );
+        let refused = Family::<RefusalLabels, Counter>::default();
+        registry.register(
+            "tunnels_refused",
+            "Tunnels, and CONNECTs in them, that were refused",
+            refused.clone(),
+        );
         Self(Arc::new(Inner {
             registry: Mutex::new(registry),
+            refused,
             requests,
             duration,
         }))
@@ -124,6 +147,12 @@ impl Telemetry {
     /// The metrics in the OpenMetrics text format.
     pub fn page(&self) -> seine_telemetry::http::Response {
         seine_telemetry::http::metrics(&self.0.registry.lock())
+    }
+
+    /// Counts a tunnel, or a CONNECT in one, that was refused.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        let labels = RefusalLabels { reason };
+        self.0.refused.get_or_create(&labels).inc();
     }
 
     /// Has the request logged when its answer has been sent.
@@ -190,6 +219,9 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
     if let Some(status) = entry.status {
         pair("status", &status.as_u16());
     }
+    if let (Some(failure), true) = (&entry.failure, entry.grpc) {
+        pair("grpc_status", &(failure.grpc_status() as u16));
+    }
     if let Some(rule) = &entry.rule {
         pair("route", rule);
     }
@@ -206,6 +238,9 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
         if decision.would_deny() {
             pair("would_deny", &true);
         }
+    }
+    if entry.retries > 0 {
+        pair("retries", &entry.retries);
     }
     pair("bytes", &entry.bytes);
     pair("duration_ms", &took.as_millis());

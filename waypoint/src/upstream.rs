@@ -23,6 +23,8 @@ use seine_workload::{Destination, HBONE_PORT, Service, Target, Transport};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::balance::{InFlight, Loads};
+use crate::body::Outgoing;
 use crate::failure::Failure;
 use crate::serve::Pod;
 use crate::shared::Shared;
@@ -34,7 +36,11 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How many endpoints are tried.
 const ATTEMPTS: usize = 3;
 
-type Request = http::Request<Incoming>;
+/// How many endpoints that fail are passed over, and how often a second one is drawn.
+const PASSED_OVER: usize = 16;
+const DRAWS: usize = 2;
+
+type Request = http::Request<Outgoing>;
 type Response = http::Response<Incoming>;
 /// A failure, and the request where the backend has certainly not seen it.
 type Unanswered = (Failure, Option<Box<Request>>);
@@ -95,8 +101,39 @@ pub(crate) struct Wanted<'a> {
     pub(crate) two: bool,
 }
 
-/// Finds an endpoint of a service that was not tried yet.
+/// Chooses an endpoint of a service that was not tried yet: of two drawn at random the less loaded one, and none that
+/// fails as long as there is another.
 pub(crate) fn endpoint(
+    shared: &Shared,
+    service: &Arc<Service>,
+    port: u16,
+    client: IpAddr,
+    tried: &[Arc<str>],
+) -> Result<Endpoint, Failure> {
+    let loads = shared.upstreams.loads();
+    let mut excluded = tried.to_vec();
+    let mut failing = None;
+    for _ in 0..PASSED_OVER {
+        let draw = || draw(shared, service, port, client, &excluded);
+        let first = match draw() {
+            Ok(first) => first,
+            Err(error) => return failing.ok_or(error),
+        };
+        if loads.is_ejected(first.address) {
+            excluded.push(first.uid.clone());
+            failing.get_or_insert(first);
+            continue;
+        }
+        let mut others = (0..DRAWS).filter_map(|_| draw().ok());
+        let second =
+            others.find(|other| other.uid != first.uid && !loads.is_ejected(other.address));
+        let better = second.filter(|other| loads.cost(other.address) < loads.cost(first.address));
+        return Ok(better.unwrap_or(first));
+    }
+    draw(shared, service, port, client, tried)
+}
+
+fn draw(
     shared: &Shared,
     service: &Arc<Service>,
     port: u16,
@@ -144,8 +181,8 @@ struct Key {
 }
 
 enum Sender {
-    One(http1::SendRequest<Incoming>),
-    Two(http2::SendRequest<Incoming>),
+    One(http1::SendRequest<Outgoing>),
+    Two(http2::SendRequest<Outgoing>),
 }
 
 struct Idle {
@@ -158,6 +195,7 @@ pub struct Upstreams {
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
     tunnels: Pool,
     connector: Arc<dyn Connector>,
+    loads: Loads,
 }
 
 impl Upstreams {
@@ -167,6 +205,7 @@ impl Upstreams {
             idle: Mutex::default(),
             tunnels,
             connector: Arc::new(Dial { certificates }),
+            loads: Loads::default(),
         });
         let swept = Arc::downgrade(&upstreams);
         tokio::spawn(async move {
@@ -186,31 +225,45 @@ impl Upstreams {
         self.tunnels.stats()
     }
 
+    /// How loaded the endpoints are.
+    pub(crate) fn loads(&self) -> &Loads {
+        &self.loads
+    }
+
     /// Sends a request to a service's backend and waits for the head of the answer. Where an endpoint can't be
-    /// reached, another one is tried. `seen` is the last one.
+    /// reached, another one is tried. `seen` is the last one; those to `avoid` are asked if there are no others.
     pub(crate) async fn send(
         &self,
         shared: &Shared,
         to: &Wanted<'_>,
         mut request: Request,
+        avoid: &[Arc<str>],
         seen: &mut Option<Endpoint>,
-    ) -> Result<Response, Failure> {
+    ) -> Result<(Response, InFlight), Failure> {
         let client = to.first.address.ip();
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
-            let found = match to.pod {
-                Some(pod) => Endpoint::of_pod(pod, to.service, &tried),
-                None => endpoint(shared, to.service, to.port, client, &tried),
+            let avoided = [avoid, &tried].concat();
+            let find = |excluded: &[_]| match to.pod {
+                Some(pod) => Endpoint::of_pod(pod, to.service, excluded),
+                None => endpoint(shared, to.service, to.port, client, excluded),
             };
-            let endpoint = match found {
+            let endpoint = match find(&avoided).or_else(|_| find(&tried)) {
                 Ok(endpoint) => endpoint,
                 // The failure of the last endpoint says more than that there is no further one.
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             *seen = Some(endpoint.clone());
-            match self.attempt(shared, &endpoint, to, request).await {
-                Ok(response) => return Ok(response),
+            let load = self.loads.begin(endpoint.address);
+            let answer = self.attempt(shared, &endpoint, to, request).await;
+            match &answer {
+                Ok(response) => load.answered(response.status()),
+                Err((failure, _)) if failure.is_of_backend() => self.loads.failed(endpoint.address),
+                Err(_) => {}
+            }
+            match answer {
+                Ok(response) => return Ok((response, load)),
                 Err((failure, Some(unsent))) if tried.len() + 1 < ATTEMPTS => {
                     request = *unsent;
                     tried.push(endpoint.uid);
@@ -299,6 +352,7 @@ impl Upstreams {
     }
 
     fn sweep(&self) {
+        self.loads.sweep();
         self.idle.lock().retain(|_, list| {
             list.retain(|idle| !idle.is_closed() && idle.since.elapsed() < IDLE);
             !list.is_empty()
@@ -324,7 +378,7 @@ impl Upstreams {
             return Ok(Sender::Two(sender));
         }
         let (sender, connection) = http1::handshake(io).await.map_err(Failure::Upstream)?;
-        tokio::spawn(async move { drop(connection.await) });
+        tokio::spawn(async move { drop(connection.with_upgrades().await) });
         Ok(Sender::One(sender))
     }
 

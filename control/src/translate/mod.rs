@@ -17,7 +17,7 @@ mod workload;
 use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
-    EnrolmentSettings, ObjectKey, ObjectSet, Refusal, enrolment,
+    EnrolmentSettings, Kind, ObjectKey, ObjectSet, Refusal, enrolment,
     network_policy::{self, Blocked, MeshPod},
     pods,
     policy::ROOT_NAMESPACE,
@@ -89,8 +89,8 @@ pub struct Resources {
 pub struct Findings {
     /// By the policy.
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
-    /// By the `HTTPRoute`: what to know about it, each as a sentence.
-    pub routes: BTreeMap<ObjectKey, Vec<String>>,
+    /// By the route's kind and name: what to know about it, each as a sentence.
+    pub routes: BTreeMap<(Kind, ObjectKey), Vec<String>>,
     /// By the `MeshTLS`.
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
     /// By Istio's policy.

@@ -1,5 +1,5 @@
 use prost::Message as _;
-use seine_objects::ObjectKey;
+use seine_objects::{Kind, ObjectKey};
 use seine_proto::extensions::{BoundPort, RequestMatch, ServiceExtension, WorkloadExtension};
 use seine_proto::security::{Action, Authorization};
 use seine_proto::waypoint::{RouteRule, filter, r#match, path_change};
@@ -184,7 +184,10 @@ fn route(rules: &str) -> String {
 
 fn rules(rules: &str) -> (Vec<RouteRule>, Vec<String>) {
     let resources = translated(&(bound("web") + &route(rules)));
-    let notes = resources.findings.routes.get(&ObjectKey::new("shop", "r"));
+    let notes = resources
+        .findings
+        .routes
+        .get(&(Kind::HttpRoute, ObjectKey::new("shop", "r")));
     let notes = notes.cloned().unwrap_or_default();
     (resources.routes.into_values().collect(), notes)
 }
@@ -225,7 +228,7 @@ fn each_rule_of_a_route_is_one_resource_that_names_its_parents() {
 #[test]
 fn what_is_not_supported_is_refused_and_said_and_never_left_out() {
     let (found, notes) = rules(
-        "[{retry: {attempts: 3}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: RequestMirror, requestMirror: {}}]}, {matches: [{path: {type: RegularExpression, value: /a}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}]",
+        "[{sessionPersistence: {sessionName: a}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: ExtensionRef, extensionRef: {name: a, kind: b, group: c}}]}, {matches: [{path: {type: RegularExpression, value: '('}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}]",
     );
     let refused: Vec<_> = found.iter().map(|rule| !rule.refused.is_empty()).collect();
     assert_eq!(refused, [true, true, true, false]);
@@ -237,9 +240,94 @@ fn what_is_not_supported_is_refused_and_said_and_never_left_out() {
     );
     assert_eq!(notes.len(), 7, "{notes:?}");
     assert!(
-        notes[1].contains("spec.rules[0].retry is not supported yet"),
+        notes[1].contains("spec.rules[0].sessionPersistence is not supported yet"),
         "{notes:?}"
     );
+    assert!(notes[3].contains("regular expression"), "{notes:?}");
+}
+
+#[test]
+fn a_rule_s_mirrors_cors_retries_and_patterns_are_handed_on() {
+    let (found, notes) = rules(
+        "[{name: n, matches: [{path: {type: RegularExpression, value: '/v[0-9]'}, headers: [{name: A, type: RegularExpression, value: b+}]}], retry: {codes: [503], backoff: 1s}, filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}, fraction: {numerator: 1, denominator: 3}}}, {type: RequestMirror, requestMirror: {backendRef: {name: gone, port: 80}}}, {type: CORS, cors: {allowOrigins: ['https://A.example']}}], backendRefs: [{name: web, port: 80}]}]",
+    );
+    // The mirror whose backend isn't there is left out and said, and the rule is obeyed.
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[1].contains("a mirror is left out"), "{notes:?}");
+    let rule = &found[0];
+    assert_eq!((rule.refused.as_str(), rule.rule_name.as_str()), ("", "n"));
+    assert_eq!(
+        rule.matches[0].path,
+        Some(r#match::Path::Regex("/v[0-9]".into()))
+    );
+    assert_eq!(rule.matches[0].header_patterns[0].name, "a");
+    let retry = rule.retry.as_ref().unwrap();
+    assert_eq!(
+        (retry.codes.as_slice(), retry.attempts, retry.backoff_ms),
+        (&[503][..], 2, 1000)
+    );
+    let [
+        Some(filter::Filter::Mirror(mirror)),
+        Some(filter::Filter::Cors(cors)),
+    ] = [&rule.filters[0].filter, &rule.filters[1].filter]
+    else {
+        panic!("{:?}", rule.filters);
+    };
+    assert_eq!((mirror.numerator, mirror.denominator), (1, 3));
+    assert_eq!(
+        (cors.origins.as_slice(), cors.max_age_s),
+        (&["https://a.example".to_owned()][..], 5)
+    );
+}
+
+#[test]
+fn a_backend_of_another_namespace_needs_its_grant() {
+    let other = bound("db").replace("namespace: shop", "namespace: data");
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: data}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: Service}]}\n";
+    let rule = "[{backendRefs: [{name: db, namespace: data, port: 80}]}]";
+    let refused = |grant: &str| {
+        let yaml = [&bound("web"), &other, &route(rule), grant].concat();
+        let found = translated(&yaml).routes.into_values().next().unwrap();
+        let backend = &found.backends[0];
+        assert_eq!(backend.hostname, "db.data.svc.cluster.local");
+        backend.refused.clone()
+    };
+    assert_eq!(refused(grant), "");
+    assert!(refused("").contains("no ReferenceGrant"));
+}
+
+#[test]
+fn a_grpc_route_is_translated_and_what_is_not_of_its_kind_refused() {
+    let yaml = bound("web")
+        + &route(
+            "[{matches: [{method: {service: a.B, method: C}}, {method: {type: RegularExpression, service: 'a.*'}}], backendRefs: [{name: web, port: 80}]}, {filters: [{type: RequestRedirect, requestRedirect: {port: 1}}]}, {timeouts: {request: 1s}}]",
+        )
+        .replace("HTTPRoute", "GRPCRoute");
+    let resources = translated(&yaml);
+    let names: Vec<_> = resources.routes.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "GRPCRoute/shop/r/0",
+            "GRPCRoute/shop/r/1",
+            "GRPCRoute/shop/r/2"
+        ]
+    );
+    let refused = resources
+        .routes
+        .values()
+        .map(|rule| !rule.refused.is_empty());
+    assert_eq!(refused.collect::<Vec<_>>(), [false, true, true]);
+    let first = &resources.routes["GRPCRoute/shop/r/0"];
+    let Some(r#match::Path::Grpc(exact)) = &first.matches[0].path else {
+        panic!("{:?}", first.matches);
+    };
+    assert_eq!(
+        (exact.service.as_str(), exact.method.as_str(), exact.regex),
+        ("a.B", "C", false)
+    );
+    let notes = &resources.findings.routes[&(Kind::GrpcRoute, ObjectKey::new("shop", "r"))];
+    assert_eq!(notes.len(), 3, "{notes:?}");
 }
 
 #[test]
@@ -247,6 +335,6 @@ fn a_route_to_a_service_without_a_waypoint_is_said_to_be_without_effect() {
     let plain = bound("web").replace("seine.dev/use-waypoint: wp", "");
     let resources = translated(&(plain + &route("[{}]")));
     assert!(resources.routes.is_empty());
-    let notes = &resources.findings.routes[&ObjectKey::new("shop", "r")];
+    let notes = &resources.findings.routes[&(Kind::HttpRoute, ObjectKey::new("shop", "r"))];
     assert!(notes[0].contains("uses no waypoint"), "{notes:?}");
 }

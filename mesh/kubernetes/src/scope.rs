@@ -64,6 +64,8 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::RuntimeClass => ApiResource::erase::<RuntimeClass>(&()),
         Kind::Gateway => of_gateway_api("Gateway", "gateways"),
         Kind::HttpRoute => of_gateway_api("HTTPRoute", "httproutes"),
+        Kind::GrpcRoute => of_gateway_api("GRPCRoute", "grpcroutes"),
+        Kind::ReferenceGrant => of_gateway_api("ReferenceGrant", "referencegrants"),
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),
         Kind::IstioAuthorizationPolicy => of_istio("AuthorizationPolicy", "authorizationpolicies"),

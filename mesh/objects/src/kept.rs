@@ -43,6 +43,8 @@ impl Kind {
                 ("spec", Fields(&[("gatewayClassName", All)])),
             ]),
             Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::ReferenceGrant
             | Self::AuthorizationPolicy
             | Self::MeshTls
             | Self::IstioAuthorizationPolicy

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     ObjectKey,
     document::{Document, split},
-    gateway::{self, Gateway, HttpRoute},
+    gateway::{self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio::{self, PeerAuthentication},
     pods,
     policy::{self, AuthorizationPolicy, FieldError, MeshTls},
@@ -41,6 +41,8 @@ pub enum Kind {
     RuntimeClass,
     Gateway,
     HttpRoute,
+    GrpcRoute,
+    ReferenceGrant,
     AuthorizationPolicy,
     MeshTls,
     IstioAuthorizationPolicy,
@@ -62,6 +64,7 @@ impl fmt::Display for Kind {
             Self::IstioAuthorizationPolicy => f.write_str("AuthorizationPolicy.security.istio.io"),
             Self::PeerAuthentication => f.write_str("PeerAuthentication.security.istio.io"),
             Self::HttpRoute => f.write_str("HTTPRoute"),
+            Self::GrpcRoute => f.write_str("GRPCRoute"),
             other => fmt::Debug::fmt(other, f),
         }
     }
@@ -84,6 +87,8 @@ pub enum Object {
     RuntimeClass(Arc<RuntimeClass>),
     Gateway(Arc<Gateway>),
     HttpRoute(Arc<HttpRoute>),
+    GrpcRoute(Arc<GrpcRoute>),
+    ReferenceGrant(Arc<ReferenceGrant>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
     IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
@@ -104,6 +109,8 @@ impl Object {
             Self::RuntimeClass(_) => Kind::RuntimeClass,
             Self::Gateway(_) => Kind::Gateway,
             Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
             Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
@@ -124,6 +131,8 @@ impl Object {
             Self::RuntimeClass(object) => serde_json::to_value(&**object),
             Self::Gateway(object) => serde_json::to_value(&**object),
             Self::HttpRoute(object) => Ok(object.given.clone()),
+            Self::GrpcRoute(object) => Ok(object.given.clone()),
+            Self::ReferenceGrant(object) => serde_json::to_value(&**object),
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
             Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
@@ -417,6 +426,10 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         ("node.k8s.io/v1", "RuntimeClass") => Kind::RuntimeClass,
         (gateway::API_VERSION, "Gateway") => Kind::Gateway,
         (gateway::API_VERSION, "HTTPRoute") => Kind::HttpRoute,
+        (gateway::API_VERSION, "GRPCRoute") => Kind::GrpcRoute,
+        (gateway::API_VERSION | gateway::BETA_API_VERSION, "ReferenceGrant") => {
+            Kind::ReferenceGrant
+        }
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
@@ -450,6 +463,13 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             route.given = value.clone();
             Object::HttpRoute(Arc::new(route))
         }
+        Kind::GrpcRoute => {
+            let mut route: GrpcRoute = typed(value)?;
+            check(route.validate())?;
+            route.given = value.clone();
+            Object::GrpcRoute(Arc::new(route))
+        }
+        Kind::ReferenceGrant => Object::ReferenceGrant(Arc::new(typed(value)?)),
         Kind::AuthorizationPolicy => {
             let policy: AuthorizationPolicy = typed(value)?;
             check(policy.validate())?;

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 
 use crate::{
     Kind, Object,
-    gateway::{Gateway, HttpRoute},
+    gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio,
     policy::{AuthorizationPolicy, MeshTls},
 };
@@ -44,6 +44,10 @@ pub struct ObjectSet {
     pub gateways: Objects<Gateway>,
     /// Of every parent.
     pub http_routes: Objects<HttpRoute>,
+    /// Of every parent.
+    pub grpc_routes: Objects<GrpcRoute>,
+    /// Of every namespace.
+    pub reference_grants: Objects<ReferenceGrant>,
     /// `policy.seine.dev` authorization policies.
     pub authorization_policies: Objects<AuthorizationPolicy>,
     /// `policy.seine.dev` TLS modes.
@@ -87,6 +91,8 @@ impl ObjectSet {
             Object::RuntimeClass(object) => drop(self.runtime_classes.insert(key, object)),
             Object::Gateway(object) => drop(self.gateways.insert(key, object)),
             Object::HttpRoute(object) => drop(self.http_routes.insert(key, object)),
+            Object::GrpcRoute(object) => drop(self.grpc_routes.insert(key, object)),
+            Object::ReferenceGrant(object) => drop(self.reference_grants.insert(key, object)),
             Object::AuthorizationPolicy(object) => {
                 drop(self.authorization_policies.insert(key, object));
             }
@@ -113,6 +119,8 @@ impl ObjectSet {
             Kind::RuntimeClass => self.runtime_classes.remove(key).is_some(),
             Kind::Gateway => self.gateways.remove(key).is_some(),
             Kind::HttpRoute => self.http_routes.remove(key).is_some(),
+            Kind::GrpcRoute => self.grpc_routes.remove(key).is_some(),
+            Kind::ReferenceGrant => self.reference_grants.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
             Kind::IstioAuthorizationPolicy => {
@@ -135,6 +143,8 @@ impl ObjectSet {
             Kind::RuntimeClass => self.runtime_classes.contains_key(key),
             Kind::Gateway => self.gateways.contains_key(key),
             Kind::HttpRoute => self.http_routes.contains_key(key),
+            Kind::GrpcRoute => self.grpc_routes.contains_key(key),
+            Kind::ReferenceGrant => self.reference_grants.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
             Kind::IstioAuthorizationPolicy => self.istio_authorization_policies.contains_key(key),
@@ -158,6 +168,8 @@ impl ObjectSet {
             Object::RuntimeClass(object) => same(&self.runtime_classes, key, object),
             Object::Gateway(object) => same(&self.gateways, key, object),
             Object::HttpRoute(object) => same(&self.http_routes, key, object),
+            Object::GrpcRoute(object) => same(&self.grpc_routes, key, object),
+            Object::ReferenceGrant(object) => same(&self.reference_grants, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
             Object::IstioAuthorizationPolicy(object) => {
@@ -180,6 +192,8 @@ impl ObjectSet {
             Kind::RuntimeClass => Box::new(self.runtime_classes.keys()),
             Kind::Gateway => Box::new(self.gateways.keys()),
             Kind::HttpRoute => Box::new(self.http_routes.keys()),
+            Kind::GrpcRoute => Box::new(self.grpc_routes.keys()),
+            Kind::ReferenceGrant => Box::new(self.reference_grants.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
             Kind::IstioAuthorizationPolicy => Box::new(self.istio_authorization_policies.keys()),
@@ -209,6 +223,8 @@ impl ObjectSet {
         share(&mut self.runtime_classes, &older.runtime_classes);
         share(&mut self.gateways, &older.gateways);
         share(&mut self.http_routes, &older.http_routes);
+        share(&mut self.grpc_routes, &older.grpc_routes);
+        share(&mut self.reference_grants, &older.reference_grants);
         share(
             &mut self.authorization_policies,
             &older.authorization_policies,

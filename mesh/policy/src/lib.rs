@@ -14,6 +14,7 @@
 mod explain;
 mod matching;
 mod model;
+mod pattern;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -23,4 +24,5 @@ pub use model::{
     Action, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Request, RequestMatch, Rule,
     Scope, ServiceAccountMatch, StringMatch,
 };
+pub use pattern::{BadPattern, Pattern};
 pub use verdict::{Applicable, Audit, Decision, Reason, verdict};

@@ -5,7 +5,12 @@
 //! don't have are not lost in silence: [`HttpRoute::unread()`] names them, and a rule that has one is not obeyed.
 
 mod binding;
+mod duration;
+mod filter;
+mod grpc_route;
 mod http_route;
+mod reference;
+mod reference_grant;
 mod unread;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,11 +19,17 @@ use serde::{Deserialize, Serialize};
 pub use binding::{
     GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL, WAYPOINT_FOR_LABEL, WAYPOINT_LABEL, waypoint_of,
 };
-pub use http_route::{
-    BackendRef, Filter, Header, HeaderModifier, HttpRoute, HttpRouteMatch, HttpRouteRule,
-    HttpRouteSpec, NamedMatch, ParentRef, PathMatch, PathModifier, RequestRedirect, Timeouts,
-    UrlRewrite, parse_duration,
+pub use duration::parse_duration;
+pub use filter::{
+    Cors, Filter, Fraction, Header, HeaderModifier, PathModifier, RequestMirror, RequestRedirect,
+    UrlRewrite,
 };
+pub use grpc_route::{GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, GrpcRouteRule, GrpcRouteSpec};
+pub use http_route::{
+    HttpRoute, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, PathMatch, Retry, Timeouts,
+};
+pub use reference::{BackendRef, NamedMatch, ParentRef};
+pub use reference_grant::{Grantee, ReferenceGrant, ReferenceGrantSpec, Target};
 
 /// API group of Gateways and routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";
@@ -26,6 +37,8 @@ pub const GROUP: &str = "gateway.networking.k8s.io";
 pub const VERSION: &str = "v1";
 /// `apiVersion` of Gateways and routes.
 pub const API_VERSION: &str = "gateway.networking.k8s.io/v1";
+/// `apiVersion` of grants in clusters whose Gateway API is older.
+pub const BETA_API_VERSION: &str = "gateway.networking.k8s.io/v1beta1";
 /// The class of Gateways that are waypoints.
 pub const WAYPOINT_CLASS: &str = "seine-waypoint";
 /// Where a waypoint takes HBONE.

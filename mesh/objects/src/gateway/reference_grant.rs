@@ -1,0 +1,121 @@
+//! `ReferenceGrant`: which routes of other namespaces may lead to a namespace's services.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+use super::GROUP;
+use crate::{ObjectKey, ObjectSet};
+
+/// What others may refer to in its namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferenceGrant {
+    /// That of its version.
+    pub api_version: String,
+    /// `ReferenceGrant`.
+    pub kind: String,
+    /// Name and namespace.
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    /// What is granted to whom.
+    pub spec: ReferenceGrantSpec,
+}
+
+/// Each of `from` may refer to each of `to`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferenceGrantSpec {
+    /// Who.
+    pub from: Vec<Grantee>,
+    /// To what.
+    pub to: Vec<Target>,
+}
+
+/// All objects of a kind in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Grantee {
+    /// Its API group; the core group is empty.
+    #[serde(default)]
+    pub group: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+/// All objects of a kind in the grant's namespace, or one of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Its API group; the core group is empty.
+    #[serde(default)]
+    pub group: String,
+    /// Its kind.
+    pub kind: String,
+    /// By default each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl ObjectSet {
+    /// Whether a route of this kind in this namespace may lead to a service.
+    pub fn may_refer(&self, kind: &str, namespace: &str, service: &ObjectKey) -> bool {
+        if service.namespace == namespace {
+            return true;
+        }
+        let from = |from: &Grantee| {
+            (&*from.group, &*from.kind, &*from.namespace) == (GROUP, kind, namespace)
+        };
+        let to = |to: &Target| {
+            let named = to.name.as_deref().filter(|name| !name.is_empty());
+            (&*to.group, &*to.kind) == ("", "Service")
+                && named.is_none_or(|name| name == service.name)
+        };
+        let mut grants = self.reference_grants.iter();
+        grants.any(|(key, grant)| {
+            key.namespace == service.namespace
+                && grant.spec.from.iter().any(from)
+                && grant.spec.to.iter().any(to)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_of_its_own_namespace_and_for_what_it_names_alone() {
+        let grant = |spec: &str| {
+            let yaml = format!(
+                "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: shop}}\nspec: {spec}\n"
+            );
+            let (set, problems) = ObjectSet::from_yaml(&yaml);
+            assert_eq!(problems, []);
+            set.may_refer("HTTPRoute", "team", &ObjectKey::new("shop", "web"))
+        };
+        let from = "{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: team}";
+        let all = "{group: '', kind: Service}";
+        for (from, to, granted) in [
+            (from, all, true),
+            (from, "{kind: Service, name: web}", true),
+            (from, "{kind: Service, name: db}", false),
+            (from, "{group: a, kind: Service}", false),
+            (from, "{kind: Secret}", false),
+            (&*from.replace("team", "other"), all, false),
+            (&*from.replace("HTTPRoute", "GRPCRoute"), all, false),
+            (
+                &*from.replace("gateway.networking.k8s.io", "''"),
+                all,
+                false,
+            ),
+        ] {
+            let spec = format!("{{from: [{from}], to: [{to}]}}");
+            assert_eq!(grant(&spec), granted, "{spec}");
+        }
+        let none = ObjectSet::default();
+        assert!(none.may_refer("HTTPRoute", "shop", &ObjectKey::new("shop", "web")));
+        assert!(!none.may_refer("HTTPRoute", "team", &ObjectKey::new("shop", "web")));
+    }
+}

@@ -1,0 +1,204 @@
+//! A request on its way to a backend: its copies, its attempts, its time, and another protocol if both sides want it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response, Version, request};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use seine_workload::{AppProtocol, Service};
+use tokio::time::{sleep, timeout};
+
+use crate::balance::InFlight;
+use crate::body::{Outgoing, Source};
+use crate::failure::Failure;
+use crate::head::{self, Head};
+use crate::mirror;
+use crate::request::{Allowed, Body};
+use crate::rule::{Backend, Mirror, Rule};
+use crate::serve::Bound;
+use crate::shared::Shared;
+use crate::telemetry::Entry;
+use crate::upgrade;
+use crate::upstream::Wanted;
+
+/// A service and its port.
+pub(crate) struct Call {
+    pub(crate) service: Arc<Service>,
+    pub(crate) port: u16,
+}
+
+impl Call {
+    /// To a route's backend.
+    pub(crate) fn to(shared: &Shared, backend: &Backend) -> Result<Self, Failure> {
+        let service = shared.store.service(&backend.service);
+        let unknown = || Failure::Unavailable(format!("{} is not known", backend.service));
+        Ok(Self {
+            service: service.ok_or_else(unknown)?,
+            port: backend.port,
+        })
+    }
+
+    /// Whether it is asked in HTTP/2.
+    pub(crate) fn speaks_two(&self, grpc: bool) -> bool {
+        let protocol = self.service.port(self.port).map(|port| port.app_protocol);
+        grpc || matches!(protocol, Some(AppProtocol::Http2 | AppProtocol::Grpc))
+    }
+
+    /// The head that it gets; `None`: what it was rewritten to can't be in a request.
+    pub(crate) fn parts(
+        &self,
+        mut parts: request::Parts,
+        head: &Head,
+        two: bool,
+    ) -> Option<request::Parts> {
+        let version = match two {
+            true => Version::HTTP_2,
+            false => Version::HTTP_11,
+        };
+        head::write(&mut parts, head, version)?;
+        Some(parts)
+    }
+}
+
+/// Sends a request and returns the answer, when its head is there.
+pub(crate) async fn forward(
+    shared: &Arc<Shared>,
+    bound: &Arc<Bound>,
+    rule: Option<&Rule>,
+    call: Call,
+    request: Allowed,
+    mirrors: &[&Mirror],
+    entry: &mut Entry,
+) -> Result<Response<Body>, Failure> {
+    entry.backend = Some(format!("{}:{}", call.service.key.hostname, call.port));
+    let Allowed {
+        mut parts,
+        head,
+        body,
+        grpc,
+        upgrade,
+    } = request;
+    // What the server's side of this proxy keeps there is not for its client's side.
+    parts.extensions.clear();
+    let two = call.speaks_two(grpc);
+    // Only HTTP/1.1 knows it.
+    let upgrade = upgrade.filter(|_| !two);
+    let mirrors: Vec<_> = mirrors
+        .iter()
+        .filter(|mirror| upgrade.is_none() && mirror::drawn(mirror))
+        .collect();
+    let retry = rule.and_then(|rule| rule.retry.as_ref());
+    let mut body = match retry.is_some() || !mirrors.is_empty() {
+        false => Attempts::One(body.into()),
+        true => Attempts::Many(Source::new(body, retry.is_some())),
+    };
+    for mirror in mirrors {
+        if let Attempts::Many(source) = &body {
+            let request = (&parts, &head, grpc);
+            mirror::start(shared, bound, mirror, request, source.copy());
+        }
+    }
+    let mut parts = call
+        .parts(parts, &head, two)
+        .ok_or_else(|| Failure::Route {
+            rule: entry.rule.clone().unwrap_or_default(),
+            reason: "it rewrites the URL to one that can't be in a request".into(),
+        })?;
+    if let Some((protocol, _)) = &upgrade {
+        upgrade::announce(&mut parts.headers, protocol);
+    }
+    let to = Wanted {
+        pod: bound.pod.as_ref(),
+        service: &call.service,
+        port: call.port,
+        first: &bound.first,
+        two,
+    };
+    let sent = attempts(shared, &to, rule, &parts, &mut body, entry);
+    let limit = rule.and_then(|rule| rule.request_timeout);
+    let (mut response, load) = within(limit, sent).await?;
+    let load = Arc::new(load);
+    let switched = upgrade::join(shared, upgrade, &mut response, Some(load.clone()))?;
+    entry.load = Some(load);
+    let (mut parts, body) = response.into_parts();
+    head::strip_hop_by_hop(&mut parts.headers);
+    if let Some(protocol) = switched {
+        upgrade::announce(&mut parts.headers, &protocol);
+    }
+    Ok(Response::from_parts(parts, Either::Left(body)))
+}
+
+/// The body for each attempt.
+enum Attempts {
+    One(Outgoing),
+    Many(Source),
+    Spent,
+}
+
+impl Attempts {
+    fn next(&mut self) -> Option<Outgoing> {
+        match std::mem::replace(self, Self::Spent) {
+            Self::One(body) => Some(body),
+            Self::Spent => None,
+            Self::Many(source) => {
+                let body = source.again();
+                *self = Self::Many(source);
+                body
+            }
+        }
+    }
+}
+
+async fn attempts(
+    shared: &Shared,
+    to: &Wanted<'_>,
+    rule: Option<&Rule>,
+    parts: &request::Parts,
+    body: &mut Attempts,
+    entry: &mut Entry,
+) -> Result<(Response<Incoming>, InFlight), Failure> {
+    let service = &to.service.key;
+    let retry = rule.and_then(|rule| rule.retry.as_ref());
+    let limit = rule.and_then(|rule| rule.backend_timeout);
+    if retry.is_some() {
+        shared.budgets.request(service);
+    }
+    let mut reading = body.next().expect("the first one is there");
+    let mut avoid = Vec::new();
+    loop {
+        let request = Request::from_parts(parts.clone(), reading);
+        let seen = &mut entry.endpoint;
+        let sent = shared.upstreams.send(shared, to, request, &avoid, seen);
+        let result = within(limit, sent).await;
+        if let (Err(Failure::Timeout(_)), Some(endpoint)) = (&result, &entry.endpoint) {
+            shared.upstreams.loads().failed(endpoint.address);
+        }
+        let ended = result.as_ref().map(|(response, _)| response.status());
+        let retry = retry.filter(|retry| entry.retries < retry.attempts && retry.wants(ended));
+        let Some(retry) = retry.filter(|_| shared.budgets.retry(service)) else {
+            return result;
+        };
+        match body.next() {
+            Some(again) => reading = again,
+            None => return result,
+        }
+        // Its connection is of no use to others unless the answer is at its end.
+        drop(result);
+        avoid.extend(entry.endpoint.as_ref().map(|endpoint| endpoint.uid.clone()));
+        sleep(retry.wait(entry.retries)).await;
+        entry.retries += 1;
+    }
+}
+
+async fn within<T>(
+    limit: Option<Duration>,
+    future: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match limit {
+        None => future.await,
+        Some(limit) => timeout(limit, future)
+            .await
+            .unwrap_or(Err(Failure::Timeout(limit))),
+    }
+}

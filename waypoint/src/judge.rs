@@ -1,0 +1,106 @@
+//! Whether policy allows a request, or a connection that nobody parses.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, request};
+use seine_policy::{Applicable, Connection, Decision, verdict};
+use seine_workload::Service;
+use tokio::time::{Instant, timeout_at};
+
+use crate::head::Head;
+use crate::serve::Bound;
+use crate::shared::Shared;
+
+/// Judges a request, or without one a connection that nobody parses, by the policies of the service; where a pod is
+/// addressed, of every service that leads there.
+pub(crate) async fn judge(
+    shared: &Shared,
+    bound: &Bound,
+    request: Option<(&Head, &request::Parts)>,
+) -> Decision {
+    let mut decision = judge_as(shared, bound, &bound.service, bound.destination, request).await;
+    for (service, port) in bound.pod.iter().flat_map(|pod| pod.also.iter()) {
+        if !decision.allowed {
+            break;
+        }
+        let address = service
+            .addresses
+            .iter()
+            .find_map(|address| address.single());
+        let address = address.unwrap_or(bound.destination.ip());
+        let destination = SocketAddr::new(address, *port);
+        decision = judge_as(shared, bound, service, destination, request).await;
+    }
+    decision
+}
+
+/// By the policies of one service. Waits for those that are known by name alone, for at most the configured time.
+async fn judge_as(
+    shared: &Shared,
+    bound: &Bound,
+    service: &Arc<Service>,
+    destination: SocketAddr,
+    request: Option<(&Head, &request::Parts)>,
+) -> Decision {
+    let mut changes = shared.store.changed();
+    let deadline = Instant::now() + shared.config.policy_wait;
+    loop {
+        changes.mark_unchanged();
+        let current = shared.store.service(&service.key);
+        let current = current.as_ref().unwrap_or(service);
+        let missing = match shared.store.policies_at_waypoint(current) {
+            Applicable::Ready(policies) if policies.is_empty() => {
+                return verdict_on(bound, destination, &[], None);
+            }
+            Applicable::Ready(policies) => {
+                let texts = request.map(|(_, parts)| texts(&parts.headers));
+                let asked = request.zip(texts.as_ref()).map(|((head, parts), texts)| {
+                    let pairs = texts.iter().map(|(name, value)| (*name, value.as_str()));
+                    (head, parts, pairs.collect::<Vec<_>>())
+                });
+                let asked = asked
+                    .as_ref()
+                    .map(|(head, parts, headers)| seine_policy::Request {
+                        method: parts.method.as_str(),
+                        path: &head.path,
+                        host: &head.host,
+                        headers,
+                    });
+                return verdict_on(bound, destination, &policies, asked);
+            }
+            Applicable::Missing(missing) => missing,
+        };
+        match timeout_at(deadline, changes.changed()).await {
+            Ok(Ok(())) => {}
+            // The store lives as long as the process.
+            Ok(Err(_)) | Err(_) => return Decision::missing(missing),
+        }
+    }
+}
+
+fn verdict_on(
+    bound: &Bound,
+    destination: SocketAddr,
+    policies: &[Arc<seine_policy::Policy>],
+    request: Option<seine_policy::Request<'_>>,
+) -> Decision {
+    let connection = Connection {
+        source: bound.first.address,
+        destination,
+        identity: Some(&bound.first.identity),
+        request,
+    };
+    verdict(policies, &connection)
+}
+
+/// Bytes that are no UTF-8 become what no policy can name.
+fn texts(headers: &HeaderMap) -> Vec<(&str, String)> {
+    let pairs = headers.iter();
+    pairs
+        .map(|(name, value)| {
+            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            (name.as_str(), value)
+        })
+        .collect()
+}
