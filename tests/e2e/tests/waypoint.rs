@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
-use seine_e2e::peer::report::Asked;
-use seine_e2e::{Bed, trials, until};
+use seine_e2e::peer::report::{Asked, LiveEvent};
+use seine_e2e::{Bed, Family, trials, until};
 use serde_json::{Value, json};
 
 const PORTS: [(&str, u16, u16); 1] = [("http", 80, 8080)];
@@ -20,6 +20,14 @@ fn main() -> ExitCode {
             a_header_decides_which_version_answers_and_the_application_sees_its_client,
             a_path_is_denied_by_policy_in_whatever_way_it_is_written_and_the_log_names_the_policy,
             identities_and_hop_by_hop_headers_of_a_client_go_no_further,
+            a_request_that_failed_is_sent_again_with_its_body,
+            a_copy_goes_to_the_mirror_and_its_answer_to_nobody,
+            a_browser_is_told_which_origins_may_ask,
+            what_a_backend_cannot_take_is_its_share_alone_and_says_why,
+            a_backend_that_is_too_slow_is_waited_for_as_long_as_the_route_says,
+            a_client_of_grpc_is_told_in_its_own_terms,
+            no_request_is_smuggled_in_another,
+            a_head_has_its_limits_and_floods_end_their_own_connection,
             nobody_reaches_the_pods_of_a_bound_service_past_its_waypoint,
             a_waypoint_for_all_takes_requests_to_pods_under_policy_and_without_routes,
             without_its_waypoint_a_service_is_reached_by_nobody,
@@ -39,6 +47,8 @@ fn up() -> Result<Bed> {
     web["spec"]["selector"] = json!({"of": "web"});
     let mut open = service("mesh", "open", "open", &PORTS);
     open["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp-all"});
+    let mut rpc = service("mesh", "rpc", "v1", &[("grpc", 81, 8080)]);
+    rpc["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
     Bed::up(
         "e2e-waypoint",
         &[
@@ -57,9 +67,17 @@ fn up() -> Result<Bed> {
             web,
             open,
             service("mesh", "v1", "v1", &PORTS),
+            service("mesh", "nobody", "nobody", &PORTS),
             service("mesh", "v2", "v2", &PORTS),
+            plain_namespace("data"),
+            Pod::new("data", "db", 2).serves(&SERVER).object(),
+            service("data", "db", "db", &PORTS),
+            grant(),
             route(),
             route_of_open(),
+            features(),
+            rpc,
+            grpc_route(),
             policy("no-admin", "web"),
             policy("no-admin-here", "open"),
         ],
@@ -103,6 +121,66 @@ fn route_of_open() -> Value {
                 }}],
                 "backendRefs": [{"name": "open", "port": 80}],
             }],
+        },
+    })
+}
+
+/// A rule for each feature, by its path.
+fn features() -> Value {
+    let to = |names: &[&str]| {
+        let one = |name: &&str| json!({"name": name, "port": 80});
+        names.iter().map(one).collect::<Vec<_>>()
+    };
+    let at = |path: &str, mut rule: Value| {
+        rule["matches"] = json!([{"path": {"type": "PathPrefix", "value": path}}]);
+        rule
+    };
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "features", "namespace": "mesh"},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "web", "port": 80}],
+            "rules": [
+                at("/retry", json!({"name": "again", "backendRefs": to(&["v1"]), "retry": {"codes": [503], "attempts": 2, "backoff": "10ms"}})),
+                at("/copy", json!({"backendRefs": to(&["v1"]), "filters": [
+                    {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "v2", "port": 80}}},
+                    {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "db", "namespace": "data", "port": 80}, "percent": 100}},
+                    {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "v1", "port": 80}, "percent": 0}},
+                ]})),
+                at("/cors", json!({"backendRefs": to(&["v1"]), "filters": [
+                    {"type": "CORS", "cors": {"allowOrigins": ["https://*.example"], "allowMethods": ["PUT"], "maxAge": 7}},
+                ]})),
+                at("/half", json!({"backendRefs": to(&["v1", "gone"])})),
+                at("/empty", json!({"backendRefs": to(&["nobody"])})),
+                at("/unknown", json!({"backendRefs": to(&["v1"]), "sessionPersistence": {"sessionName": "a"}})),
+                at("/slow", json!({"backendRefs": to(&["v1"]), "timeouts": {"backendRequest": "100ms"}})),
+                at("/granted", json!({"backendRefs": [{"name": "db", "namespace": "data", "port": 80}]})),
+                {"matches": [{"path": {"type": "RegularExpression", "value": "/re[0-9]+"}}], "backendRefs": to(&["v2"])},
+            ],
+        },
+    })
+}
+
+fn grant() -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ReferenceGrant",
+        "metadata": {"name": "routes", "namespace": "data"},
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "mesh"}],
+            "to": [{"group": "", "kind": "Service"}],
+        },
+    })
+}
+
+fn grpc_route() -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GRPCRoute",
+        "metadata": {"name": "rpc", "namespace": "mesh"},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "rpc"}],
+            "rules": [
+                {"matches": [{"method": {"service": "a.B", "method": "Broken"}}], "backendRefs": [{"name": "gone", "port": 1}]},
+            ],
         },
     })
 }
@@ -216,6 +294,256 @@ fn identities_and_hop_by_hop_headers_of_a_client_go_no_further(bed: &Bed) -> Res
     for gone in ["x-seine", "client-cert", "keep-alive"] {
         ensure!(!answer.contains(gone), "{gone}: {answer}");
     }
+    Ok(())
+}
+
+/// Sends bytes to the service; all of the answer.
+fn raw(bed: &Bed, bytes: &str) -> Result<String> {
+    Ok(bed.ask("mesh/client", "web", 80, bytes)?.received)
+}
+
+fn a_request_that_failed_is_sent_again_with_its_body(bed: &Bed) -> Result<()> {
+    let request = |path: &str, word: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: web\r\nconnection: close\r\nx-fail-first: {word}\r\ncontent-length: 5\r\n\r\nhello"
+        )
+    };
+    let answer = raw(bed, &request("/retry", "a"))?;
+    ensure!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"),
+        "{answer}"
+    );
+    await_waypoint(
+        bed,
+        &[
+            "path=/retry",
+            "status=200",
+            "retries=1",
+            "features/0 (again)",
+        ],
+    )?;
+    // Without a retry the same is the client's to see.
+    let answer = raw(bed, &request("/other", "b"))?;
+    ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    Ok(())
+}
+
+fn a_copy_goes_to_the_mirror_and_its_answer_to_nobody(bed: &Bed) -> Result<()> {
+    let answer = web(bed, "/copy/1", "", "200")?;
+    ensure!(answer.contains("pod v1"), "{answer}");
+    for (namespace, pod) in [("mesh", "v2"), ("data", "db")] {
+        until(&format!("{pod} has a copy"), || {
+            let log = bed.lab().pod_logs(namespace, pod)?;
+            Ok(log.contains("request: GET /copy/1").then_some(()))
+        })?;
+    }
+    let log = bed.lab().pod_logs("mesh", "v1")?;
+    ensure!(log.matches("/copy/1").count() == 1, "{log}");
+    Ok(())
+}
+
+fn a_browser_is_told_which_origins_may_ask(bed: &Bed) -> Result<()> {
+    let ask = |origin: &str| {
+        let request = format!(
+            "OPTIONS /cors HTTP/1.1\r\nhost: web\r\nconnection: close\r\norigin: {origin}\r\naccess-control-request-method: PUT\r\n\r\n"
+        );
+        Ok::<_, anyhow::Error>(raw(bed, &request)?.to_lowercase())
+    };
+    let told = ask("https://a.example")?;
+    ensure!(told.starts_with("http/1.1 204"), "{told}");
+    for header in ["origin: https://a.example", "methods: put", "max-age: 7"] {
+        ensure!(told.contains(header), "{header}: {told}");
+    }
+    let told = ask("https://a.example.org")?;
+    ensure!(!told.contains("access-control"), "{told}");
+    let answer = web(bed, "/cors", "origin: https://b.example\r\n", "200")?.to_lowercase();
+    ensure!(
+        answer.contains("access-control-allow-origin: https://b.example"),
+        "{answer}"
+    );
+    Ok(())
+}
+
+fn what_a_backend_cannot_take_is_its_share_alone_and_says_why(bed: &Bed) -> Result<()> {
+    let mut seen = [0; 2];
+    for _ in 0..40 {
+        let answer = get(bed, "mesh/client", "web", 80, "/half", "")?.received;
+        match answer.get(..12) {
+            Some("HTTP/1.1 200") => seen[0] += 1,
+            Some("HTTP/1.1 500") => seen[1] += 1,
+            _ => anyhow::bail!("{answer}"),
+        }
+    }
+    ensure!(seen.iter().all(|count| *count > 2), "{seen:?}");
+    web(bed, "/empty", "", "503")?;
+    web(bed, "/unknown", "", "500")?;
+    await_waypoint(
+        bed,
+        &["path=/unknown", "sessionPersistence is not supported"],
+    )?;
+    // That of another namespace is there by its grant.
+    let answer = web(bed, "/granted", "", "200")?;
+    ensure!(answer.contains("pod db"), "{answer}");
+    let answer = web(bed, "/re7", "", "200")?;
+    ensure!(answer.contains("pod v2"), "{answer}");
+    let answer = web(bed, "/re7x", "", "200")?;
+    ensure!(answer.contains("pod v1"), "{answer}");
+    Ok(())
+}
+
+fn a_backend_that_is_too_slow_is_waited_for_as_long_as_the_route_says(bed: &Bed) -> Result<()> {
+    web(bed, "/slow", "", "200")?;
+    web(bed, "/slow", "x-wait: 20000\r\n", "504")?;
+    await_waypoint(bed, &["path=/slow", "status=504", "response_flags=TIMEOUT"])?;
+    Ok(())
+}
+
+/// A frame of HTTP/2, whose bytes are all ASCII here.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &str) -> String {
+    let mut bytes = vec![
+        0,
+        0,
+        u8::try_from(payload.len()).expect("short"),
+        kind,
+        flags,
+    ];
+    bytes.extend([0, 0, 0, stream]);
+    String::from_utf8(bytes).expect("ASCII") + payload
+}
+
+/// Headers without compression.
+fn hpack(headers: &[(&str, &str)]) -> String {
+    let text = |text: &str| {
+        let length = u8::try_from(text.len()).expect("short");
+        format!("{}{text}", char::from(length))
+    };
+    let pair = |(name, value): &(&str, &str)| format!("\0{}{}", text(name), text(value));
+    headers.iter().map(pair).collect()
+}
+
+/// What a client of HTTP/2 says first. The carriage returns before the ends of lines are doubled: one is taken on the way.
+fn preface() -> String {
+    format!(
+        "PRI * HTTP/2.0\r\r\n\r\r\nSM\r\r\n\r\r\n{}",
+        frame(4, 0, 0, "")
+    )
+}
+
+fn rpc(path: &str) -> String {
+    let headers = hpack(&[
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "rpc"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]);
+    // The end of the line that is said is its message.
+    let message = frame(0, 1, 1, "\0\0\0\0\u{1}\n");
+    frame(1, 4, 1, &headers) + message.trim_end_matches('\n')
+}
+
+fn a_client_of_grpc_is_told_in_its_own_terms(bed: &Bed) -> Result<()> {
+    for (path, status, flag) in [
+        ("/a.B/Broken", "14", "ROUTE"),
+        ("/a.B/Other", "12", "NO_ROUTE"),
+    ] {
+        let mut live = bed.live("mesh/client", "rpc", 81, Family::V4)?;
+        live.say(&(preface() + &rpc(path)))?;
+        let path = format!("path={path}");
+        let grpc = format!("grpc_status={status}");
+        let flag = format!("response_flags={flag}");
+        await_waypoint(bed, &[&path, "status=200", &grpc, &flag])?;
+    }
+    Ok(())
+}
+
+fn no_request_is_smuggled_in_another(bed: &Bed) -> Result<()> {
+    let inner = "GET /smuggled HTTP/1.1\r\nhost: web\r\nx: ";
+    for (what, headers, body) in [
+        (
+            "two lengths",
+            "content-length: 0\r\ncontent-length: 40\r\n",
+            inner,
+        ),
+        ("a list of lengths", "content-length: 0, 40\r\n", inner),
+        ("a sign", "content-length: +40\r\n", inner),
+        (
+            "a coding",
+            "transfer-encoding: chunked, identity\r\n",
+            inner,
+        ),
+        (
+            "another coding",
+            "transfer-encoding: xchunked\r\ncontent-length: 5\r\n",
+            inner,
+        ),
+        ("a blank before the colon", "content-length : 40\r\n", inner),
+        ("a fold", "x-a: b\r\n content-length: 40\r\n", inner),
+        ("a bare return", "x-a: b\rcontent-length: 40\r\n", inner),
+        ("a second host", "host: other\r\n", ""),
+    ] {
+        let request = format!("POST /outer HTTP/1.1\r\nhost: web\r\n{headers}\r\n{body}");
+        let answer = raw(bed, &request)?;
+        ensure!(answer.starts_with("HTTP/1.1 400"), "{what}: {answer}");
+    }
+    let bad_chunks = [
+        "5;a=\nb\r\nhello\r\n0\r\n\r\n",
+        "5\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "-1\r\n",
+        "fffffffffffffffff\r\nhello",
+    ];
+    for chunks in bad_chunks {
+        let head = "POST /outer HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\n\r\n";
+        let answer = raw(bed, &format!("{head}{chunks}{inner}"))?;
+        ensure!(!answer.starts_with("HTTP/1.1 200"), "{chunks:?}: {answer}");
+    }
+    // The twin: the same request in order.
+    let good = "POST /outer HTTP/1.1\r\nhost: web\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\n\r\n";
+    let answer = raw(bed, good)?;
+    ensure!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("hello"),
+        "{answer}"
+    );
+    for pod in ["v1", "v2"] {
+        let log = bed.lab().pod_logs("mesh", pod)?;
+        ensure!(!log.contains("smuggled"), "{log}");
+    }
+    Ok(())
+}
+
+fn a_head_has_its_limits_and_floods_end_their_own_connection(bed: &Bed) -> Result<()> {
+    let many = (0..120)
+        .map(|n| format!("x-{n}: a\r\n"))
+        .collect::<String>();
+    web(bed, "/a", &many, "431")?;
+    web(
+        bed,
+        "/a",
+        &format!("x: {}\r\n", "a".repeat(80 << 10)),
+        "431",
+    )?;
+    web(bed, "/a", &format!("x: {}\r\n", "a".repeat(8 << 10)), "200")?;
+    let headers = hpack(&[
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/flood"),
+        (":authority", "web"),
+    ]);
+    // Streams that are reset as soon as they are opened, and a head that never ends.
+    let reset = |stream: u8| frame(1, 5, stream, &headers) + &frame(3, 0, stream, "\0\0\0\u{8}");
+    let rapid: String = (0..64).map(|n| reset(2 * n + 1)).collect();
+    let long = hpack(&[("x", &"a".repeat(100))]);
+    let endless = frame(1, 1, 1, &headers) + &frame(9, 0, 1, &long).repeat(2000);
+    for flood in [rapid, endless] {
+        let mut live = bed.live("mesh/client", "web", 80, Family::V4)?;
+        live.say(&(preface() + &flood))?;
+        // Answers of HTTP/2 are no lines: the end is what there is to see.
+        let ended = |event: LiveEvent| matches!(event, LiveEvent::Ended(_));
+        while !ended(live.report()?) {}
+    }
+    web(bed, "/a", "", "200")?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod dns;
 pub mod load;
+mod mirror;
 pub mod pattern;
 pub mod report;
 pub mod serve;

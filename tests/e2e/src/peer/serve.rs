@@ -30,7 +30,7 @@ enum Behaviour {
     End,
     /// Answers an HTTP request with 200 and `ok`, and ends.
     Http,
-    /// Answers HTTP requests with what it sees of them.
+    /// Answers HTTP requests with what it sees of them, see [`super::mirror`].
     Mirror,
 }
 
@@ -126,7 +126,7 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, behaviour: Behaviour) 
             Ok(())
         }
         Behaviour::Http => http(&mut stream).await,
-        Behaviour::Mirror => mirror(&mut stream, client).await,
+        Behaviour::Mirror => super::mirror::mirror(&mut stream, client).await,
     }
 }
 
@@ -183,29 +183,6 @@ async fn source(stream: &mut TcpStream) -> io::Result<()> {
         left -= length as u64;
     }
     stream.shutdown().await
-}
-
-/// Answers every request with the name of the pod, its client's address, and the request's head.
-async fn mirror(stream: &mut TcpStream, client: SocketAddr) -> io::Result<()> {
-    let pod = nix::unistd::gethostname()?;
-    let pod = pod.to_string_lossy();
-    let mut reader = BufReader::new(stream);
-    let (mut head, mut line) = (String::new(), String::new());
-    while reader.read_line(&mut line).await? > 0 {
-        if line == "\r\n" {
-            let body = format!("pod {pod} client {}\n{head}", client.ip());
-            let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            reader.get_mut().write_all(answer.as_bytes()).await?;
-            head.clear();
-        } else {
-            head.push_str(&line);
-        }
-        line.clear();
-    }
-    Ok(())
 }
 
 async fn http(stream: &mut TcpStream) -> io::Result<()> {
