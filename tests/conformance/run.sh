@@ -81,8 +81,8 @@ echo_images() {
 
 # --- the mesh ------------------------------------------------------------------
 
-install() {
-    local cgroups values=$out/values.yaml
+install_mesh() {
+    local cgroups namespace values=$out/values.yaml
     say "installing the mesh"
     cluster load-image "${images[@]}"
     cgroups=$(awk '$3 == "cgroup2" {print $2; exit}' /proc/mounts)/cluster-$name-'$(SEINE_NODE)'
@@ -146,7 +146,7 @@ if [[ $control == run ]]; then
     run control -control || true
 fi
 
-install
+install_mesh
 if [[ -n $only ]]; then
     say "$only"
     report=(-run-test "$only")
