@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
 use seine_e2e::peer::report::{Asked, LiveEvent};
-use seine_e2e::{Bed, Family, trials, until};
+use seine_e2e::{Bed, Family, Running, trials, until};
 use serde_json::{Value, json};
 
 const PORTS: [(&str, u16, u16); 1] = [("http", 80, 8080)];
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             a_request_that_failed_is_sent_again_with_its_body,
             a_copy_goes_to_the_mirror_and_its_answer_to_nobody,
             a_browser_is_told_which_origins_may_ask,
+            another_protocol_passes_both_ways_and_never_another_http,
             what_a_backend_cannot_take_is_its_share_alone_and_says_why,
             a_backend_that_is_too_slow_is_waited_for_as_long_as_the_route_says,
             a_client_of_grpc_is_told_in_its_own_terms,
@@ -361,6 +362,38 @@ fn a_browser_is_told_which_origins_may_ask(bed: &Bed) -> Result<()> {
         answer.contains("access-control-allow-origin: https://b.example"),
         "{answer}"
     );
+    Ok(())
+}
+
+fn another_protocol_passes_both_ways_and_never_another_http(bed: &Bed) -> Result<()> {
+    let ask = |protocol: &str| -> Result<(Running, Vec<String>)> {
+        let mut live = bed.live("mesh/client", "web", 80, Family::V4)?;
+        live.say(&format!(
+            "GET /chat HTTP/1.1\r\r\nhost: web\r\r\nconnection: Upgrade\r\r\nupgrade: {protocol}\r\r\n\r"
+        ))?;
+        let mut head = Vec::new();
+        loop {
+            match live.report()? {
+                LiveEvent::Line(line) if line.is_empty() => return Ok((live, head)),
+                LiveEvent::Line(line) => head.push(line),
+                other => anyhow::bail!("{protocol}: {other:?} after {head:?}"),
+            }
+        }
+    };
+    let (mut live, head) = ask("websocket")?;
+    ensure!(head[0].starts_with("HTTP/1.1 101"), "{head:?}");
+    for word in ["frames", "no HTTP"] {
+        live.say(word)?;
+        let event: LiveEvent = live.report()?;
+        ensure!(
+            matches!(&event, LiveEvent::Line(line) if line == word),
+            "{event:?}"
+        );
+    }
+    let end: LiveEvent = live.finish()?;
+    ensure!(matches!(end, LiveEvent::Ended(None)), "{end:?}");
+    let (_live, head) = ask("h2c")?;
+    ensure!(head[0].starts_with("HTTP/1.1 200"), "{head:?}");
     Ok(())
 }
 
