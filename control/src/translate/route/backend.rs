@@ -43,7 +43,7 @@ fn problem(
     let (of, from) = (route.kind.to_string(), &route.key.namespace);
     Some(if !matches!(group, "" | "core") || kind != "Service" {
         format!("a backend can't be a {kind}: use a Service")
-    } else if !world.objects.may_refer(&of, from, key) {
+    } else if !(world.objects).may_refer(&of, from, route.parent_refs, key) {
         format!(
             "backend Service {key} is of another namespace, and no ReferenceGrant there admits a {of} of {from}"
         )

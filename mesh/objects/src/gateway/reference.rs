@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Filter;
 use super::filter::validate_filters;
+use super::{Filter, GROUP};
+use crate::ObjectKey;
 use crate::policy::FieldError;
 
 /// A Gateway, or a Service of the mesh.
@@ -27,6 +28,17 @@ pub struct ParentRef {
     /// One of its ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+}
+
+impl ParentRef {
+    /// The Service that it names; `namespace` is the route's.
+    pub fn service(&self, namespace: &str) -> Option<ObjectKey> {
+        let group = self.group.as_deref().unwrap_or(GROUP);
+        let kind = self.kind.as_deref().unwrap_or("Gateway");
+        let namespace = self.namespace.as_deref().unwrap_or(namespace);
+        (matches!(group, "" | "core") && kind == "Service")
+            .then(|| ObjectKey::new(namespace, &self.name))
+    }
 }
 
 /// A header or query parameter.

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use super::GROUP;
+use super::{GROUP, ParentRef};
 use crate::{ObjectKey, ObjectSet};
 
 /// What others may refer to in its namespace.
@@ -59,9 +59,19 @@ pub struct Target {
 }
 
 impl ObjectSet {
-    /// Whether a route of this kind in this namespace may lead to a service.
-    pub fn may_refer(&self, kind: &str, namespace: &str, service: &ObjectKey) -> bool {
-        if service.namespace == namespace {
+    /// Whether a route of this kind and these parents in this namespace may lead to a service. It may, without a grant, if the
+    /// service is its only parent: a consumer's route leads on where its clients went anyway.
+    pub fn may_refer(
+        &self,
+        kind: &str,
+        namespace: &str,
+        parents: &[ParentRef],
+        service: &ObjectKey,
+    ) -> bool {
+        let only_parent = !parents.is_empty()
+            && (parents.iter())
+                .all(|parent| parent.service(namespace).is_some_and(|of| of == *service));
+        if service.namespace == namespace || only_parent {
             return true;
         }
         let from = |from: &Grantee| {
@@ -93,7 +103,7 @@ mod tests {
             );
             let (set, problems) = ObjectSet::from_yaml(&yaml);
             assert_eq!(problems, []);
-            set.may_refer("HTTPRoute", "team", &ObjectKey::new("shop", "web"))
+            set.may_refer("HTTPRoute", "team", &[], &ObjectKey::new("shop", "web"))
         };
         let from = "{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: team}";
         let all = "{group: '', kind: Service}";
@@ -115,7 +125,31 @@ mod tests {
             assert_eq!(grant(&spec), granted, "{spec}");
         }
         let none = ObjectSet::default();
-        assert!(none.may_refer("HTTPRoute", "shop", &ObjectKey::new("shop", "web")));
-        assert!(!none.may_refer("HTTPRoute", "team", &ObjectKey::new("shop", "web")));
+        assert!(none.may_refer("HTTPRoute", "shop", &[], &ObjectKey::new("shop", "web")));
+        assert!(!none.may_refer("HTTPRoute", "team", &[], &ObjectKey::new("shop", "web")));
+    }
+
+    #[test]
+    fn a_consumer_s_route_may_lead_to_the_service_that_is_its_only_parent() {
+        let parent = |group: &str, kind: &str, namespace: Option<&str>, name: &str| ParentRef {
+            group: Some(group.into()),
+            kind: Some(kind.into()),
+            namespace: namespace.map(str::to_owned),
+            name: name.into(),
+            ..ParentRef::default()
+        };
+        let web = || parent("", "Service", Some("shop"), "web");
+        let may = |parents: &[ParentRef]| {
+            let web = ObjectKey::new("shop", "web");
+            ObjectSet::default().may_refer("HTTPRoute", "team", parents, &web)
+        };
+        assert!(may(&[web()]) && may(&[web(), web()]));
+        for other in [
+            parent("", "Service", Some("shop"), "db"),
+            parent("", "Service", None, "web"),
+            parent(GROUP, "Gateway", Some("shop"), "web"),
+        ] {
+            assert!(!may(&[other.clone()]) && !may(&[web(), other]));
+        }
     }
 }
