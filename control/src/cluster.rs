@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use kube::Client;
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     publish::{
         held_map::{self, Replica},
         trust_bundle::{self, BundleOptions},
+        waypoint::{self, Made, Template},
         writer::{self, Sources},
     },
     translate::Settings,
@@ -25,6 +27,8 @@ pub struct Cluster {
     pub client: Client,
     /// Which replica this is.
     pub replica: Replica,
+    /// What waypoints are made of; without it none are.
+    pub waypoints: Option<Template>,
 }
 
 impl Cluster {
@@ -92,7 +96,17 @@ impl Cluster {
                 sources.clone(),
                 settings.istio_root_namespace.is_some(),
             );
-            let work = async { tokio::join!(bundles, statuses) };
+            let (made, _outcomes) = watch::channel(Made::new());
+            let waypoints = async {
+                match self.waypoints.clone() {
+                    Some(template) => {
+                        waypoint::make(client.clone(), template, sources.models.clone(), made)
+                            .await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            let work = async { tokio::join!(bundles, statuses, waypoints) };
             if leadership.lead(work).await.is_some() {
                 // The model is gone: the process ends.
                 return;

@@ -7,7 +7,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use seine_control::{
-    Files, Options, Place, cluster::Cluster, publish::held_map::Replica, translate::Settings,
+    Files, Options, Place, cluster::Cluster, publish::held_map::Replica,
+    publish::waypoint::Template, translate::Settings,
 };
 use seine_objects::EnrolmentSettings;
 use seine_telemetry::{LogFormat, Telemetry};
@@ -119,6 +120,9 @@ struct Serve {
     /// Its UID, so that what it writes for itself goes with it.
     #[arg(long, env = "POD_UID")]
     pod_uid: Option<String>,
+    /// JSON file that says what waypoints are made of, as the chart writes it; without it, who wants one makes its pods.
+    #[arg(long, env = "SEINE_WAYPOINT_TEMPLATE", conflicts_with = "directory")]
+    waypoint_template: Option<PathBuf>,
     /// Lifetime of the proxies' certificates, in seconds: at most, and where they ask for none.
     #[arg(long, env = "SEINE_CERTIFICATE_LIFETIME", default_value_t = 24 * 3600)]
     certificate_lifetime: u64,
@@ -186,6 +190,12 @@ async fn place(flags: &Serve) -> anyhow::Result<Place> {
                 .context("--pod-name (POD_NAME) says which replica this is")?,
             uid: flags.pod_uid.clone(),
         },
+        waypoints: flags
+            .waypoint_template
+            .as_deref()
+            .map(Template::read)
+            .transpose()
+            .context("--waypoint-template")?,
     }))
 }
 

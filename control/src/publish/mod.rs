@@ -1,7 +1,7 @@
 //! What the control plane writes to the API server.
 //!
 //! Each replica writes what its proxies hold ([`held`], [`held_map`]). Everything else is the
-//! leader's: the trust bundle ([`trust_bundle`]), conditions ([`conditions`], [`writer`]) and Events
+//! leader's: the trust bundle ([`trust_bundle`]), what runs waypoints ([`waypoint`]), conditions ([`conditions`], [`writer`]) and Events
 //! ([`events`]). Nothing is written that is equal to what the API server has; what fails is tried
 //! again.
 
@@ -10,6 +10,7 @@ pub mod events;
 pub mod held;
 pub mod held_map;
 pub mod trust_bundle;
+pub mod waypoint;
 pub mod writer;
 
 pub use held::{Held, Totals};

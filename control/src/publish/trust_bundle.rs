@@ -1,5 +1,5 @@
 //! The roots for everybody who is no proxy of ours: ConfigMap `seine-ca-root` in the system's
-//! namespace and in each that opted in, and a ClusterTrustBundle where the server has those.
+//! namespace, in each that opted in and in each with a waypoint, and a ClusterTrustBundle where the server has those.
 //!
 //! Only what carries our label is written or deleted: a ConfigMap of that name that somebody else
 //! made stays as it is, and the log says so.
@@ -152,6 +152,9 @@ fn wanted(objects: &ObjectSet, options: &BundleOptions) -> BTreeSet<String> {
         .filter(|(_, namespace)| enrolment::namespace_opted_in(namespace, &options.enrolment))
         .map(|(key, _)| key.name.clone())
         .collect();
+    let waypoints = objects.gateways.iter();
+    let waypoints = waypoints.filter(|(_, gateway)| gateway.is_waypoint());
+    wanted.extend(waypoints.map(|(key, _)| key.namespace.clone()));
     wanted.insert(options.system_namespace.clone());
     wanted
 }
@@ -216,7 +219,10 @@ async fn carry_out(
                 uid: None,
             });
             match maps.delete(CONFIG_MAP, &parameters).await {
-                Ok(_) => info!(namespace, "trust bundle removed: the namespace opted out"),
+                Ok(_) => info!(
+                    namespace,
+                    "trust bundle removed: nobody there needs it any more"
+                ),
                 Err(kube::Error::Api(status)) if status.is_not_found() => {}
                 Err(error) => return Err(error),
             }

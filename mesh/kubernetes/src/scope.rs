@@ -30,6 +30,10 @@ impl Scope {
             Kind::EndpointSlice,
             Kind::ServiceAccount,
             Kind::NetworkPolicy,
+            Kind::Gateway,
+            Kind::HttpRoute,
+            Kind::GrpcRoute,
+            Kind::ReferenceGrant,
             Kind::AuthorizationPolicy,
             Kind::MeshTls,
         ];

@@ -40,7 +40,15 @@ impl Kind {
                 ("apiVersion", All),
                 ("kind", All),
                 ("metadata", METADATA),
-                ("spec", Fields(&[("gatewayClassName", All)])),
+                (
+                    "spec",
+                    Fields(&[
+                        ("gatewayClassName", All),
+                        ("listeners", All),
+                        ("addresses", All),
+                        ("infrastructure", All),
+                    ]),
+                ),
             ]),
             Self::HttpRoute
             | Self::GrpcRoute

@@ -73,3 +73,114 @@ checkov.io/skip{{ add $index 1 }}: {{ $line | quote }}
 {{- end }}
 kube-score/ignore: {{ join "," (concat (list "container-image-pull-policy") .kubeScore) }}
 {{- end }}
+
+{{- define "seine.waypointTemplate" -}}
+{{- $part := dict "root" $ "component" "waypoint" }}
+minReplicas: {{ int .Values.waypoint.minReplicas }}
+maxReplicas: {{ int .Values.waypoint.maxReplicas }}
+targetCpu: {{ int .Values.waypoint.targetCpu }}
+pod:
+  metadata:
+    labels:
+      app.kubernetes.io/part-of: seine
+      app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+      {{- with .Values.waypoint.podLabels }}{{ toYaml . | nindent 6 }}{{ end }}
+      # It speaks HBONE itself.
+      seine.dev/mesh: disabled
+    annotations:
+      {{- if .Values.monitoring.scrapeAnnotations }}
+      prometheus.io/scrape: "true"
+      prometheus.io/port: "15020"
+      prometheus.io/path: /metrics
+      {{- end }}
+      {{- with .Values.waypoint.podAnnotations }}{{ toYaml . | nindent 6 }}{{ end }}
+  spec:
+    # It never calls the API server; the token below is good for the control plane alone.
+    automountServiceAccountToken: false
+    enableServiceLinks: false
+    {{- with .Values.waypoint.priorityClassName }}
+    priorityClassName: {{ . }}
+    {{- end }}
+    {{- include "seine.pullSecrets" $ | nindent 4 }}
+    terminationGracePeriodSeconds: {{ add (int .Values.waypoint.drainSeconds) 15 }}
+    securityContext:
+      runAsNonRoot: true
+      runAsUser: 65532
+      runAsGroup: 65532
+      fsGroup: 65532
+      seccompProfile: {type: RuntimeDefault}
+    containers:
+    - name: waypoint
+      image: {{ include "seine.image" $part }}
+      imagePullPolicy: {{ .Values.image.pullPolicy }}
+      args:
+      - --xds-address=https://{{ include "seine.serverName" $ }}:15012
+      - --ca-address=https://{{ include "seine.serverName" $ }}:15012
+      - --ca-roots=/etc/seine/ca/root-cert.pem
+      - --server-name={{ include "seine.serverName" $ }}
+      - --token-file=/var/run/secrets/seine/token
+      - --trust-domain={{ .Values.trustDomain }}
+      - --cluster-id={{ .Values.clusterId }}
+      - --network={{ .Values.network }}
+      - --admin-address=127.0.0.1:15000
+      - --metrics-address=[::]:15020
+      - --readiness-address=[::]:15021
+      - --log-lines={{ .Values.logging.format }}
+      - --log={{ .Values.logging.level }}
+      - --drain-ms={{ mul (int .Values.waypoint.drainSeconds) 1000 }}
+      {{- include "seine.extraArgs" .Values.waypoint.extraArgs | nindent 6 }}
+      env:
+      - name: SEINE_POD_NAME
+        valueFrom: {fieldRef: {fieldPath: metadata.name}}
+      - name: SEINE_POD_NAMESPACE
+        valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+      - name: SEINE_POD_IP
+        valueFrom: {fieldRef: {fieldPath: status.podIP}}
+      - name: SEINE_SERVICE_ACCOUNT
+        valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}
+      ports:
+      - {name: hbone, containerPort: 15008, protocol: TCP}
+      - {name: metrics, containerPort: 15020, protocol: TCP}
+      - {name: readiness, containerPort: 15021, protocol: TCP}
+      startupProbe:
+        httpGet: {path: /healthz/ready, port: readiness}
+        periodSeconds: 1
+        failureThreshold: 300
+      readinessProbe:
+        httpGet: {path: /healthz/ready, port: readiness}
+        periodSeconds: 5
+        failureThreshold: 2
+      livenessProbe:
+        # That it accepts at all: a restart mends nothing that readiness waits for.
+        tcpSocket: {port: readiness}
+        periodSeconds: 20
+        failureThreshold: 3
+      lifecycle:
+        # Clients learn that it goes before it takes nothing new.
+        preStop: {sleep: {seconds: 3}}
+      resources: {{- toYaml .Values.waypoint.resources | nindent 8 }}
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+      volumeMounts:
+      - {name: token, mountPath: /var/run/secrets/seine, readOnly: true}
+      - {name: ca-root, mountPath: /etc/seine/ca, readOnly: true}
+    volumes:
+    - name: token
+      projected:
+        defaultMode: 0440
+        sources:
+        - serviceAccountToken: {audience: seine-control, expirationSeconds: 3600, path: token}
+    # The control plane writes it into each namespace with a waypoint; until then the pod waits, and says for what.
+    - {name: ca-root, configMap: {name: seine-ca-root}}
+    nodeSelector: {{- toYaml .Values.waypoint.nodeSelector | nindent 6 }}
+    tolerations: {{- toYaml .Values.waypoint.tolerations | nindent 6 }}
+    topologySpreadConstraints:
+    {{- range .Values.waypoint.topologySpread }}
+    - topologyKey: {{ .topologyKey }}
+      maxSkew: {{ .maxSkew | default 1 }}
+      whenUnsatisfiable: {{ .whenUnsatisfiable }}
+      matchLabelKeys: [pod-template-hash]
+    {{- end }}
+{{- end }}

@@ -9,6 +9,7 @@ mod duration;
 mod filter;
 mod grpc_route;
 mod http_route;
+mod listener;
 mod reference;
 mod reference_grant;
 mod unread;
@@ -28,6 +29,7 @@ pub use grpc_route::{GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, GrpcRouteRule, 
 pub use http_route::{
     HttpRoute, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, PathMatch, Retry, Timeouts,
 };
+pub use listener::{Infrastructure, Listener, ParametersRef};
 pub use reference::{BackendRef, NamedMatch, ParentRef};
 pub use reference_grant::{Grantee, ReferenceGrant, ReferenceGrantSpec, Target};
 
@@ -39,6 +41,8 @@ pub const VERSION: &str = "v1";
 pub const API_VERSION: &str = "gateway.networking.k8s.io/v1";
 /// `apiVersion` of grants in clusters whose Gateway API is older.
 pub const BETA_API_VERSION: &str = "gateway.networking.k8s.io/v1beta1";
+/// Who looks after Gateways of our classes, as their GatewayClass names it, and after routes.
+pub const CONTROLLER: &str = "seine.dev/control";
 /// The class of Gateways that are waypoints.
 pub const WAYPOINT_CLASS: &str = "seine-waypoint";
 /// Where a waypoint takes HBONE.
@@ -60,11 +64,20 @@ pub struct Gateway {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewaySpec {
     /// Who makes it.
     pub gateway_class_name: String,
+    /// Where it takes connections.
+    #[serde(default)]
+    pub listeners: Vec<Listener>,
+    /// The addresses that it should have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<serde_json::Value>,
+    /// Of the objects that are made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub infrastructure: Option<Infrastructure>,
 }
 
 impl Gateway {
