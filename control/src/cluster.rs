@@ -11,6 +11,7 @@ use crate::{
     ca::{Authority, CaError, CaOptions, SecretStore, follow_external},
     leader::{Election, ElectionOptions, Leadership},
     publish::{
+        gateway_status,
         held_map::{self, Replica},
         trust_bundle::{self, BundleOptions},
         waypoint::{self, Made, Template},
@@ -96,17 +97,27 @@ impl Cluster {
                 sources.clone(),
                 settings.istio_root_namespace.is_some(),
             );
-            let (made, _outcomes) = watch::channel(Made::new());
+            let (made, outcomes) = watch::channel(Made::new());
+            let gateways = gateway_status::write(
+                client.clone(),
+                settings.enrolment.clone(),
+                sources.models.clone(),
+                outcomes,
+            );
             let waypoints = async {
                 match self.waypoints.clone() {
                     Some(template) => {
                         waypoint::make(client.clone(), template, sources.models.clone(), made)
                             .await;
                     }
-                    None => std::future::pending().await,
+                    // The Gateways' statuses wait for it.
+                    None => {
+                        let _made = made;
+                        std::future::pending().await
+                    }
                 }
             };
-            let work = async { tokio::join!(bundles, statuses, waypoints) };
+            let work = async { tokio::join!(bundles, statuses, waypoints, gateways) };
             if leadership.lead(work).await.is_some() {
                 // The model is gone: the process ends.
                 return;

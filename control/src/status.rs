@@ -3,10 +3,14 @@
 //! The admin page `/status` shows them; where there is an API server, [`crate::publish`] writes
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
+pub mod gateway;
+pub mod route;
+
 use std::collections::BTreeMap;
 
 use seine_objects::{
-    InForce, Kind, ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    InForce, Kind, ObjectKey, Problem, gateway::WAYPOINT_CLASS,
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::Serialize;
 
@@ -18,7 +22,7 @@ type Found = BTreeMap<ObjectKey, PolicyFinding>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, `Service`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -34,7 +38,7 @@ pub struct ObjectStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced`, `Enrolled` or `AdmitsMesh`.
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced`, `Enrolled`, `AdmitsMesh` or `Bound`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// `True` or `False`.
@@ -49,7 +53,7 @@ pub struct Condition {
 }
 
 /// Conditions of every policy, of every route that is not obeyed in full, of every invalid object, of every pod that opted in and can't be
-/// enrolled, and of every NetworkPolicy that cuts pods in the mesh off from one another.
+/// enrolled, of every NetworkPolicy that cuts pods in the mesh off from one another, and of every Service whose waypoint is not there.
 pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut report = Vec::new();
     let (objects, findings) = (&model.objects, &model.findings);
@@ -97,6 +101,14 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let message = blocked.to_string();
         let condition = condition("AdmitsMesh", false, "TunnelBlocked", message, generation);
         report.push(status("NetworkPolicy", key, vec![condition]));
+    }
+    for (key, waypoint) in &findings.missing_waypoints {
+        let message = format!(
+            "the label of the Service, or of its namespace, names waypoint {waypoint}, and there is no Gateway {waypoint} of class \
+             {WAYPOINT_CLASS}: nobody reaches the Service"
+        );
+        let condition = condition("Bound", false, "NoWaypoint", message, None);
+        report.push(status("Service", key, vec![condition]));
     }
     for problem in problems {
         let status = problem_status(problem);

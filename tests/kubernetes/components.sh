@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 modules=tests/kubernetes/components
+readonly GATEWAY_API=v1.6.3
 bin=$PWD/target/kubernetes/bin
 
 # module NAME: the folder of its go.mod, and its package.
@@ -63,7 +64,23 @@ build() { # NAME
     sum "$1" >"$bin/$1.sum"
 }
 
+# The definitions of the Gateway API's kinds, of its standard channel, as one file.
+gateway_api() {
+    local file=$bin/gateway-api.yaml folder go
+    [[ $(head -n 1 "$file" 2>/dev/null) != "# $GATEWAY_API" ]] || return 0
+    go=$(scripts/go.sh)
+    folder=$("$go/go" mod download -json "sigs.k8s.io/gateway-api@$GATEWAY_API" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+    {
+        echo "# $GATEWAY_API"
+        for definition in "$folder"/config/crd/standard/gateway.networking.k8s.io_*s.yaml; do
+            [[ $definition == *_vap_* ]] || { echo ---; cat "$definition"; }
+        done
+    } >"$file.new"
+    mv "$file.new" "$file"
+}
+
 mkdir -p "$bin"
+(($# > 0)) || gateway_api
 (($# > 0)) || set -- etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl coredns helm
 wanted=()
 for name; do

@@ -5,8 +5,10 @@
 //! ([`events`]). Nothing is written that is equal to what the API server has; what fails is tried
 //! again.
 
+mod compare;
 pub mod conditions;
 pub mod events;
+pub mod gateway_status;
 pub mod held;
 pub mod held_map;
 pub mod trust_bundle;

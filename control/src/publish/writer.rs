@@ -362,7 +362,7 @@ fn known_of(object: &DynamicObject, prefix: &str) -> Known {
 }
 
 /// The kind's CRD is not installed, or has no such version.
-fn is_unknown_kind(error: &watcher::Error) -> bool {
+pub(super) fn is_unknown_kind(error: &watcher::Error) -> bool {
     use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(kube::Error::Api(status))
@@ -373,7 +373,7 @@ fn is_unknown_kind(error: &watcher::Error) -> bool {
     }
 }
 
-/// Pods and NetworkPolicies have no status of ours; only Events tell of them.
+/// Pods, NetworkPolicies and Services have no status of ours; only Events tell of them.
 fn without_status(
     report: &[ObjectStatus],
     model: &Model,
@@ -389,6 +389,7 @@ fn without_status(
                 "networking.k8s.io/v1",
                 &model.objects.network_policies.get(&key)?.metadata,
             ),
+            "Service" => ("v1", &model.objects.services.get(&key)?.metadata),
             _ => return None,
         };
         let reference = ObjectReference {

@@ -91,6 +91,10 @@ pub struct Findings {
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the route's kind and name: what to know about it, each as a sentence.
     pub routes: BTreeMap<(Kind, ObjectKey), Vec<String>>,
+    /// By the route's kind and name: its rules that are answered with an error, each as a sentence.
+    pub refused_rules: BTreeMap<(String, ObjectKey), Vec<String>>,
+    /// Services that are bound to a waypoint which is not there: its name.
+    pub missing_waypoints: BTreeMap<ObjectKey, ObjectKey>,
     /// By the `MeshTLS`.
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
     /// By Istio's policy.
@@ -142,6 +146,8 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     policy::translate(objects, &mut services, &pods, settings, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
     waypoint::bind(objects, &mut services, &pods, settings, &mut resources);
+    resources.findings.refused_rules = refused_rules(&resources.routes);
+    resources.findings.missing_waypoints = waypoint::missing(objects, &services);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
     resources.findings.network_policies = network_policies(objects, settings);
     for workload in resources.workloads.values_mut() {
@@ -152,6 +158,19 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
         .map(|service| (service.key, service.message))
         .collect();
     resources
+}
+
+fn refused_rules(
+    rules: &BTreeMap<String, RouteRule>,
+) -> BTreeMap<(String, ObjectKey), Vec<String>> {
+    let mut refused: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for rule in rules.values().filter(|rule| !rule.refused.is_empty()) {
+        let key = ObjectKey::new(&rule.namespace, &rule.name);
+        let what = format!("spec.rules[{}]: {}", rule.rule, rule.refused);
+        let route = (rule.kind.clone(), key);
+        refused.entry(route).or_default().push(what);
+    }
+    refused
 }
 
 fn network_policies(objects: &ObjectSet, settings: &Settings) -> BTreeMap<ObjectKey, Blocked> {

@@ -67,3 +67,17 @@ pub(super) fn bind(
         service.message.extensions = service::extension(service).into_iter().collect();
     }
 }
+
+/// Services that are bound to a waypoint which is not there, and the waypoint: nobody reaches them.
+pub(super) fn missing(
+    objects: &ObjectSet,
+    services: &BTreeMap<ObjectKey, service::Translated>,
+) -> BTreeMap<ObjectKey, ObjectKey> {
+    let bound = services.iter().filter_map(|(key, service)| {
+        let waypoint = ObjectKey::new(&key.namespace, service.waypoint.as_ref()?);
+        let gateway = objects.gateways.get(&waypoint);
+        let is_there = gateway.is_some_and(|gateway| gateway.is_waypoint());
+        (!is_there).then(|| (key.clone(), waypoint))
+    });
+    bound.collect()
+}

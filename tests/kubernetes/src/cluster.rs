@@ -161,6 +161,18 @@ impl Cluster {
             .map(drop)
     }
 
+    /// Installs the definitions of the Gateway API's kinds.
+    pub fn define_gateway_api(&self) -> Result<()> {
+        let file = self.program("gateway-api.yaml");
+        let file = file.to_str().context("a path that is no UTF-8")?;
+        self.kubectl(&["apply", "--server-side", "-f", file])?;
+        let kinds = ["gatewayclasses", "gateways", "httproutes"];
+        let kinds = kinds.map(|kind| format!("crd/{kind}.gateway.networking.k8s.io"));
+        let mut words = vec!["wait", "--for=condition=Established", "--timeout=60s"];
+        words.extend(kinds.iter().map(String::as_str));
+        self.kubectl(&words).map(drop)
+    }
+
     /// Makes images available on every node.
     pub fn load_images(&self, archives: &[PathBuf]) -> Result<()> {
         let output = run(self.tool("load-image").args(archives), None)?;

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 use super::objects::{CLASS_LABEL, Template, objects};
 use crate::model::Model;
+use crate::publish::compare::contains;
 
 /// Who we are to server-side apply, of these objects.
 const MANAGER: &str = "seine-control-waypoint";
@@ -283,32 +284,6 @@ fn read(object: DynamicObject) -> (ObjectKey, Value) {
         }
     }
     (key, object)
-}
-
-/// Whether all that is wanted is there; others may have added to it.
-fn contains(is: &Value, wanted: &Value) -> bool {
-    match (is, wanted) {
-        (Value::Object(is), Value::Object(wanted)) => wanted.iter().all(|(name, wanted)| {
-            let is = is.get(name);
-            // Of a list's items; and what is empty is not stored.
-            let unsaid = matches!(name.as_str(), "apiVersion" | "kind") && is.is_none();
-            unsaid || is.map_or_else(|| is_empty(wanted), |is| contains(is, wanted))
-        }),
-        (Value::Array(is), Value::Array(wanted)) => wanted
-            .iter()
-            .all(|wanted| is.iter().any(|is| contains(is, wanted))),
-        (is, wanted) => is == wanted,
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

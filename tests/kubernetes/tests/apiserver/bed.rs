@@ -50,6 +50,7 @@ impl Bed {
         let crds = crds.to_str().context("a path that is no UTF-8")?;
         bed.cluster
             .kubectl(&["apply", "--server-side", "-f", crds])?;
+        bed.cluster.define_gateway_api()?;
         bed.cluster.apply(&bed.chart()?)?;
         let kinds = [
             "crd/authorizationpolicies.policy.seine.dev",
@@ -65,6 +66,10 @@ impl Bed {
     fn chart(&self) -> Result<Vec<Value>> {
         let rendered = Command::new(self.cluster.program("helm"))
             .args(["template", "seine", "--namespace", SYSTEM])
+            .args([
+                "--api-versions",
+                "gateway.networking.k8s.io/v1/GatewayClass",
+            ])
             .arg(root().join("deploy/helm/seine"))
             .stderr(Stdio::null())
             .output()
@@ -78,6 +83,8 @@ impl Bed {
             "ClusterRoleBinding",
             "Role",
             "RoleBinding",
+            "ConfigMap",
+            "GatewayClass",
         ];
         let is_wanted = |object: &Value| {
             let kind = object["kind"].as_str().unwrap_or_default();
@@ -125,6 +132,13 @@ impl Bed {
             .context("a pod without UID")?
             .to_owned();
         let kubeconfig = self.kubeconfig_of(name, server)?;
+        let map = ["-n", SYSTEM, "configmap", "seine-waypoint-template"];
+        let map = self.cluster.get(&map)?;
+        let template = map["data"]["template.json"].as_str();
+        let template = self.file(
+            "template.json",
+            template.context("the ConfigMap has no template")?,
+        )?;
         let addresses: Vec<_> = (0..2).map(|_| free()).collect::<Result<_>>()?;
         let log = self.folder.path().join(format!("{name}.log"));
         let child = Command::new(program("seine-control")?)
@@ -132,6 +146,8 @@ impl Bed {
             .arg(&kubeconfig)
             .arg(format!("--listen={}", addresses[0]))
             .arg(format!("--admin-address={}", addresses[1]))
+            .arg("--waypoint-template")
+            .arg(template)
             .args(["--pod-name", name, "--log-level=info,seine_control=debug"])
             .env("POD_NAMESPACE", SYSTEM)
             .env("POD_UID", uid)

@@ -10,6 +10,7 @@ mod schemas;
 mod status;
 mod storm;
 mod tokens;
+mod waypoints;
 
 use std::process::ExitCode;
 
@@ -22,12 +23,15 @@ fn main() -> ExitCode {
     use status::*;
     use storm::*;
     use tokens::*;
+    use waypoints::*;
     seine_e2e::trial::anywhere(
         Bed::up,
         trials![
             what_is_right_is_accepted,
             each_mistake_is_refused_at_its_field,
             an_object_is_told_what_became_of_it_and_nothing_is_written_when_nothing_changed,
+            a_gateway_becomes_a_waypoint_and_is_told_so_with_its_routes,
+            an_object_that_is_not_the_gateways_is_not_taken_over,
             when_the_leader_dies_another_goes_on_writing,
             the_proxies_of_two_replicas_add_up_to_what_enforced_says,
             an_api_server_that_fails_in_every_way_costs_no_knowledge_and_no_change,

@@ -57,6 +57,8 @@ impl Bed {
             images,
         };
         bed.prepare()?;
+        // Before the chart, which then has the GatewayClass.
+        bed.cluster.define_gateway_api()?;
         step("installing as docs/INSTALL.md says");
         bed.follow("INSTALL.md")?;
         step("installed");

@@ -9,6 +9,7 @@ mod bed;
 mod operations;
 mod policy;
 mod traffic;
+mod waypoint;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use operations::*;
 use policy::*;
 use seine_e2e::trials;
 use traffic::*;
+use waypoint::*;
 
 fn main() -> ExitCode {
     seine_e2e::trial::main(
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
             the_command_line_shows_a_mesh_that_works,
             probes_and_workloads_of_every_kind_work_while_plaintext_is_refused,
             a_network_policy_that_stops_the_mesh_is_found_and_reported,
+            a_labelled_namespaces_requests_are_routed_and_denied_by_its_waypoint_and_by_nobody_without_it,
             pods_leave_and_join_by_labels_without_a_restart,
             an_upgrade_and_a_rollback_under_load_fail_no_connection,
             after_a_nodes_reboot_its_pods_are_in_the_mesh_again,

@@ -1,0 +1,343 @@
+//! The statuses of the Gateway API's objects: the leader's task.
+//!
+//! They are no plain lists of conditions as our own kinds have, so they are written apart from those: a route has
+//! conditions for each parent, beside those that other controllers write into the same list.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use seine_kubernetes::resource;
+use seine_objects::gateway::{CONTROLLER, GROUP, VERSION, WAYPOINT_CLASS};
+use seine_objects::{EnrolmentSettings, Kind, ObjectKey};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::FIELD_MANAGER;
+use super::compare::contains;
+use super::waypoint::Made;
+use super::writer::is_unknown_kind;
+use crate::model::Model;
+use crate::status::gateway::{class_status, gateway_status};
+use crate::status::route::{Route, parent_statuses};
+
+/// Changes are gathered for so long; what failed is tried again after it.
+const GATHER: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_secs(10);
+/// Writes at one time.
+const BESIDE: usize = 8;
+
+/// Writes until it is dropped.
+pub async fn write(
+    client: Client,
+    settings: EnrolmentSettings,
+    mut models: watch::Receiver<Arc<Model>>,
+    mut made: watch::Receiver<Made>,
+) {
+    let watches = KINDS.iter().enumerate().map(|(index, kind)| {
+        let objects = Api::<DynamicObject>::all_with(client.clone(), &kind.resource());
+        let events = watcher(objects, watcher::Config::default()).default_backoff();
+        events.map(move |event| (index, event)).boxed()
+    });
+    let mut events = pin!(stream::select_all(watches));
+    let mut known = KINDS.map(|_| Known::default());
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some((index, event)) => known[index].see(KINDS[index], event),
+                None => return,
+            },
+            changed = models.changed() => if changed.is_err() { return },
+            changed = made.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+        let mut gathered = pin!(tokio::time::sleep(GATHER));
+        loop {
+            tokio::select! {
+                () = &mut gathered => break,
+                event = events.next() => match event {
+                    Some((index, event)) => known[index].see(KINDS[index], event),
+                    None => return,
+                },
+            }
+        }
+        let (model, made) = (
+            models.borrow_and_update().clone(),
+            made.borrow_and_update().clone(),
+        );
+        // Half of what is known would look like parents that are not there.
+        if model.snapshot.generation == 0 {
+            continue;
+        }
+        let now = Timestamp::now();
+        let due = KINDS
+            .iter()
+            .zip(&known)
+            .enumerate()
+            .flat_map(|(index, (kind, known))| {
+                let due = |(key, object): (&ObjectKey, &Object)| {
+                    let wanted = kind.wanted(key, object, &settings, &model, &made)?;
+                    Some((
+                        index,
+                        key.clone(),
+                        due(key, kind.resource(), object, wanted, now)?,
+                    ))
+                };
+                known.objects.iter().filter_map(due).collect::<Vec<_>>()
+            });
+        let due = due.collect::<Vec<_>>();
+        let writes = due.into_iter().map(|(index, key, status)| {
+            let client = client.clone();
+            async move {
+                let written = apply(client, KINDS[index], &key, &status).await;
+                (index, key, written)
+            }
+        });
+        let writes = writes.collect::<Vec<_>>();
+        let mut writes = pin!(stream::iter(writes).buffer_unordered(BESIDE));
+        while let Some((index, key, written)) = writes.next().await {
+            match written {
+                // Before the watch brings it, so that it is not written again.
+                Ok(object) => drop(known[index].objects.insert(key, Object::read(&object))),
+                // Deleted, made anew, or written by another controller: the watch tells.
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                    debug!(%key, %status, "the object is another by now");
+                }
+                Err(error) => {
+                    let kind = KINDS[index].resource().kind;
+                    warn!(kind, %key, %error, "the status can't be written; tried again");
+                }
+            }
+        }
+    }
+}
+
+/// A kind with a status of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Class,
+    Gateway,
+    Route(Kind),
+}
+
+const KINDS: [Told; 4] = [
+    Told::Class,
+    Told::Gateway,
+    Told::Route(Kind::HttpRoute),
+    Told::Route(Kind::GrpcRoute),
+];
+
+impl Told {
+    fn resource(self) -> ApiResource {
+        match self {
+            Self::Class => {
+                let kind = GroupVersionKind::gvk(GROUP, VERSION, "GatewayClass");
+                ApiResource::from_gvk_with_plural(&kind, "gatewayclasses")
+            }
+            Self::Gateway => resource(Kind::Gateway),
+            Self::Route(kind) => resource(kind),
+        }
+    }
+
+    /// The status that the object should have, without times; `None`: it is not ours to say.
+    fn wanted(
+        self,
+        key: &ObjectKey,
+        object: &Object,
+        settings: &EnrolmentSettings,
+        model: &Model,
+        made: &Made,
+    ) -> Option<Value> {
+        let objects = &model.objects;
+        // A model that is behind is about an older version; its successor is under way.
+        let is_current =
+            |generation: Option<i64>| generation.unwrap_or_default() >= object.generation;
+        match self {
+            Self::Class => {
+                let ours = key.name == WAYPOINT_CLASS && object.controller == CONTROLLER;
+                ours.then(|| class_status(Some(object.generation)))
+            }
+            Self::Gateway => {
+                let gateway = objects.gateways.get(key)?;
+                let ours = gateway.is_waypoint() && is_current(gateway.metadata.generation);
+                ours.then(|| gateway_status(objects, key, gateway, made.get(key)))
+            }
+            Self::Route(kind) => {
+                let route = Route::find(objects, kind, key)?;
+                is_current(route.generation()).then(|| {
+                    let refused = model
+                        .findings
+                        .refused_rules
+                        .get(&(kind.to_string(), key.clone()));
+                    let refused = refused.map_or(&[][..], Vec::as_slice);
+                    json!({"parents": parent_statuses(objects, settings, &route, refused)})
+                })
+            }
+        }
+    }
+}
+
+/// What the API server has of a kind.
+#[derive(Default)]
+struct Known {
+    objects: HashMap<ObjectKey, Object>,
+    /// While a list is under way.
+    listed: HashMap<ObjectKey, Object>,
+}
+
+impl Known {
+    fn see(&mut self, kind: Told, event: watcher::Result<watcher::Event<DynamicObject>>) {
+        match event {
+            Ok(watcher::Event::Init) => self.listed.clear(),
+            Ok(watcher::Event::InitApply(object)) => {
+                self.listed.insert(key_of(&object), Object::read(&object));
+            }
+            Ok(watcher::Event::InitDone) => self.objects = std::mem::take(&mut self.listed),
+            Ok(watcher::Event::Apply(object)) => {
+                self.objects.insert(key_of(&object), Object::read(&object));
+            }
+            Ok(watcher::Event::Delete(object)) => drop(self.objects.remove(&key_of(&object))),
+            Err(error) if is_unknown_kind(&error) => self.objects.clear(),
+            Err(error) => {
+                let kind = kind.resource().kind;
+                warn!(kind, %error, "watching statuses failed; tried again");
+            }
+        }
+    }
+}
+
+/// What the API server has of an object.
+#[derive(Clone, Debug, Default)]
+struct Object {
+    uid: String,
+    generation: i64,
+    resource_version: String,
+    /// `spec.controllerName`, of a class.
+    controller: String,
+    status: Value,
+}
+
+impl Object {
+    fn read(object: &DynamicObject) -> Self {
+        let controller = object.data["spec"]["controllerName"].as_str();
+        Self {
+            uid: object.uid().unwrap_or_default(),
+            generation: object.metadata.generation.unwrap_or_default(),
+            resource_version: object.resource_version().unwrap_or_default(),
+            controller: controller.unwrap_or_default().to_owned(),
+            status: object.data["status"].clone(),
+        }
+    }
+}
+
+fn key_of(object: &DynamicObject) -> ObjectKey {
+    ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What is to be applied; `None`: nothing is new.
+fn due(
+    key: &ObjectKey,
+    resource: ApiResource,
+    object: &Object,
+    mut wanted: Value,
+    now: Timestamp,
+) -> Option<Value> {
+    with_times(&mut wanted, &object.status, now);
+    // The list of parents is one value to the API server: who applies it has all of it. So the others' items are written
+    // too, as they were in the version that is named; the API server refuses if that is not the newest.
+    let parents = |status: &Value, own: bool| -> Vec<Value> {
+        let all = status["parents"].as_array();
+        let all = all.into_iter().flatten();
+        all.filter(|one| (one["controllerName"] == CONTROLLER) == own)
+            .cloned()
+            .collect()
+    };
+    let has_parents = wanted["parents"].is_array();
+    let (is, own) = match has_parents {
+        true => (
+            json!({"parents": parents(&object.status, true)}),
+            parents(&wanted, true),
+        ),
+        false => (object.status.clone(), Vec::new()),
+    };
+    if is_same(&is, &wanted) {
+        return None;
+    }
+    // With the UID: not of another object that came to have the name.
+    let mut metadata = json!({"name": key.name, "uid": object.uid});
+    if !key.namespace.is_empty() {
+        metadata["namespace"] = json!(key.namespace);
+    }
+    if has_parents {
+        metadata["resourceVersion"] = json!(object.resource_version);
+        wanted["parents"] = json!([parents(&object.status, false), own].concat());
+    }
+    Some(json!({
+        "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": wanted,
+    }))
+}
+
+/// Lists that are ours as a whole, of which nothing may be left over.
+const WHOLE: [&str; 4] = ["addresses", "listeners", "parents", "supportedFeatures"];
+
+fn is_same(is: &Value, wanted: &Value) -> bool {
+    let length = |value: &Value| value.as_array().map_or(0, Vec::len);
+    let nothing_over = |field: &str| length(&is[field]) == length(&wanted[field]);
+    contains(is, wanted) && WHOLE.into_iter().all(nothing_over)
+}
+
+/// Gives each condition the time since when it has its status: at the top, and of listeners and parents.
+fn with_times(wanted: &mut Value, known: &Value, now: Timestamp) {
+    if let Some(conditions) = wanted.get_mut("conditions").and_then(Value::as_array_mut) {
+        for condition in conditions {
+            let before = known["conditions"].as_array().into_iter().flatten();
+            let before = before
+                .filter(|before| before["type"] == condition["type"])
+                .find(|before| before["status"] == condition["status"]);
+            condition["lastTransitionTime"] = match before {
+                Some(before) => before["lastTransitionTime"].clone(),
+                None => json!(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now)),
+            };
+        }
+    }
+    for (list, keys) in [
+        ("listeners", &["name"][..]),
+        ("parents", &["parentRef", "controllerName"]),
+    ] {
+        let Some(items) = wanted.get_mut(list).and_then(Value::as_array_mut) else {
+            continue;
+        };
+        for item in items {
+            let known = known[list].as_array().into_iter().flatten();
+            let mut known = known.filter(|known| keys.iter().all(|key| known[*key] == item[*key]));
+            with_times(item, known.next().unwrap_or(&Value::Null), now);
+        }
+    }
+}
+
+async fn apply(
+    client: Client,
+    kind: Told,
+    key: &ObjectKey,
+    status: &Value,
+) -> Result<DynamicObject, kube::Error> {
+    let resource = kind.resource();
+    let objects = match kind {
+        Told::Class => Api::<DynamicObject>::all_with(client, &resource),
+        Told::Gateway | Told::Route(_) => Api::namespaced_with(client, &key.namespace, &resource),
+    };
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    objects
+        .patch_status(&key.name, &parameters, &Patch::Apply(status))
+        .await
+}
+
+#[cfg(test)]
+mod tests;
