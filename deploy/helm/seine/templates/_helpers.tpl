@@ -127,7 +127,7 @@ pod:
       - --readiness-address=[::]:15021
       - --log-lines={{ .Values.logging.format }}
       - --log={{ .Values.logging.level }}
-      - --drain-ms={{ mul (int .Values.waypoint.drainSeconds) 1000 }}
+      - --drain={{ mul (int .Values.waypoint.drainSeconds) 1000 }}
       {{- include "seine.extraArgs" .Values.waypoint.extraArgs | nindent 6 }}
       env:
       - name: SEINE_POD_NAME
