@@ -253,12 +253,15 @@ fn bad(annotation: &str, message: String) -> BadParameter {
     }
 }
 
+/// Puts in what is not there: what the template says holds, above all that these are no pods of the mesh.
 fn add(into: &mut Value, more: &BTreeMap<String, String>) {
     if !into.is_object() {
         *into = Value::Object(Map::new());
     }
     for (name, value) in more {
-        into[name] = json!(value);
+        if into.get(name).is_none() {
+            into[name] = json!(value);
+        }
     }
 }
 
@@ -311,7 +314,9 @@ mod tests {
     #[test]
     fn all_belong_to_the_gateway_and_find_each_other_whatever_the_user_labels_them() {
         let made = made(json!({
-            "labels": {"team": "shop", "gateway.networking.k8s.io/gateway-name": "other"},
+            "labels": {
+                "team": "shop", "gateway.networking.k8s.io/gateway-name": "other", "seine.dev/mesh": "enabled",
+            },
             "annotations": {"note": "x"},
         }))
         .unwrap();
