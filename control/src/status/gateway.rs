@@ -8,26 +8,43 @@ use super::{Condition, condition};
 use crate::publish::waypoint::Outcome;
 
 /// The features of the Gateway API that waypoints have, by their names there, sorted.
-pub const FEATURES: [&str; 19] = [
+pub const FEATURES: &[&str] = &[
+    "GRPCRoute",
     "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
     "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
     "HTTPRouteHostRewrite",
     "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
     "HTTPRouteParentRefPort",
     "HTTPRoutePathRedirect",
     "HTTPRoutePathRewrite",
     "HTTPRoutePortRedirect",
     "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
     "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetry",
     "HTTPRouteSchemeRedirect",
     "Mesh",
+    "MeshClusterIPMatching",
     "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
     "MeshHTTPRouteQueryParamMatching",
     "MeshHTTPRouteRedirectPath",
     "MeshHTTPRouteRedirectPort",
     "MeshHTTPRouteRewritePath",
     "MeshHTTPRouteSchemeRedirect",
+    "ReferenceGrant",
 ];
 
 /// Protocol of a waypoint's listener.
@@ -38,7 +55,7 @@ pub fn class_status(generation: Option<i64>) -> Value {
     let message = "Seine makes waypoints of its Gateways".to_owned();
     json!({
         "conditions": [condition("Accepted", true, "Accepted", message, generation)],
-        "supportedFeatures": FEATURES.map(|name| json!({"name": name})),
+        "supportedFeatures": FEATURES.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
     })
 }
 
