@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -21,11 +22,26 @@ const MIRROR_FRAMES: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Outgoing {
     /// As it comes from the client.
-    Plain(Incoming),
+    Plain(Incoming, Broken),
     /// One reading of a body that may be read again, or that is copied.
     Shared(Reading),
     /// A mirror's.
     Copy(Copy),
+}
+
+/// Whether the client's body broke off or is malformed, which is not the backend's fault.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Broken(Arc<AtomicBool>);
+
+impl Broken {
+    /// It did.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +73,7 @@ struct State {
     bytes: usize,
     /// The client's body is at its end.
     ended: bool,
-    failed: bool,
+    broken: Broken,
     /// Which reading is in force; earlier ones get nothing any more.
     reading: u64,
     copies: Vec<mpsc::Sender<Option<Part>>>,
@@ -91,7 +107,7 @@ impl Source {
             hint,
             read: (again && !too_long).then(Vec::new),
             bytes: 0,
-            failed: false,
+            broken: Broken::default(),
             reading: 0,
             copies: Vec::new(),
         })))
@@ -101,7 +117,7 @@ impl Source {
     pub(crate) fn again(&self) -> Option<Outgoing> {
         let mut state = self.0.lock();
         let first = state.reading == 0;
-        if state.failed || (state.read.is_none() && !first) {
+        if state.broken.is_set() || (state.read.is_none() && !first) {
             return None;
         }
         state.reading += 1;
@@ -140,7 +156,7 @@ impl State {
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
-                self.failed = true;
+                self.broken.set();
                 self.copies.clear();
                 return Poll::Ready(Some(Err(error.into())));
             }
@@ -191,6 +207,17 @@ impl Part {
     }
 }
 
+impl Outgoing {
+    /// What is known of the client's part of it, also after it was sent.
+    pub(crate) fn broken(&self) -> Broken {
+        match self {
+            Self::Plain(_, broken) => broken.clone(),
+            Self::Shared(reading) => reading.source.0.lock().broken.clone(),
+            Self::Copy(_) => Broken::default(),
+        }
+    }
+}
+
 impl Body for Outgoing {
     type Data = Bytes;
     type Error = BodyError;
@@ -200,7 +227,13 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Plain(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Client),
+            Self::Plain(incoming, broken) => {
+                let polled = Pin::new(incoming).poll_frame(cx);
+                if matches!(polled, Poll::Ready(Some(Err(_)))) {
+                    broken.set();
+                }
+                polled.map_err(BodyError::Client)
+            }
             Self::Shared(reading) => {
                 let mut state = reading.source.0.lock();
                 if state.reading != reading.number {
@@ -231,7 +264,7 @@ impl Body for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Plain(incoming) => incoming.is_end_stream(),
+            Self::Plain(incoming, _) => incoming.is_end_stream(),
             Self::Shared(reading) => reading.again.is_empty() && reading.source.0.lock().ended,
             Self::Copy(copy) => copy.ended,
         }
@@ -240,7 +273,7 @@ impl Body for Outgoing {
     /// Looked at before anything is read.
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Plain(incoming) => incoming.size_hint(),
+            Self::Plain(incoming, _) => incoming.size_hint(),
             Self::Shared(reading) => reading.source.0.lock().hint,
             Self::Copy(copy) => copy.hint,
         }
@@ -249,6 +282,6 @@ impl Body for Outgoing {
 
 impl From<Incoming> for Outgoing {
     fn from(incoming: Incoming) -> Self {
-        Self::Plain(incoming)
+        Self::Plain(incoming, Broken::default())
     }
 }

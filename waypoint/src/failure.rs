@@ -16,6 +16,9 @@ pub enum Failure {
     /// A request that two readers could understand in two ways.
     #[error("{0}")]
     BadRequest(#[from] BadHead),
+    /// The client's body.
+    #[error("the request's body broke off, or is malformed")]
+    Body,
     /// Policy, or the absence of it.
     #[error("{0}")]
     Denied(Reason),
@@ -78,7 +81,7 @@ impl Failure {
     /// What the client is told.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::Body => StatusCode::BAD_REQUEST,
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Route { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -94,7 +97,7 @@ impl Failure {
     /// What a client of gRPC is told, by the names of its codes.
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
-            Self::BadRequest(_) => GrpcStatus::Internal,
+            Self::BadRequest(_) | Self::Body => GrpcStatus::Internal,
             Self::Denied(_) => GrpcStatus::PermissionDenied,
             Self::NoRoute => GrpcStatus::Unimplemented,
             Self::Timeout(_) => GrpcStatus::DeadlineExceeded,
@@ -117,7 +120,7 @@ impl Failure {
     /// One word for logs and metrics.
     pub fn flag(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) => "BAD_REQUEST",
+            Self::BadRequest(_) | Self::Body => "BAD_REQUEST",
             Self::Denied(_) => "DENY",
             Self::NoRoute => "NO_ROUTE",
             Self::Route { .. } => "ROUTE",
@@ -132,7 +135,7 @@ impl Failure {
     /// Whose fault it was.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::BadRequest(_) | Self::Denied(_) | Self::NoRoute => Fault::Downstream,
+            Self::BadRequest(_) | Self::Body | Self::Denied(_) | Self::NoRoute => Fault::Downstream,
             Self::Route { .. } | Self::NoCertificate { .. } => Fault::Internal,
             Self::Unavailable(_)
             | Self::Connect { .. }

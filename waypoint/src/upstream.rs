@@ -241,6 +241,7 @@ impl Upstreams {
         seen: &mut Option<Endpoint>,
     ) -> Result<(Response, InFlight), Failure> {
         let client = to.first.address.ip();
+        let broken = request.body().broken();
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
@@ -257,6 +258,11 @@ impl Upstreams {
             *seen = Some(endpoint.clone());
             let load = self.loads.begin(endpoint.address);
             let answer = self.attempt(shared, &endpoint, to, request).await;
+            // A client doesn't decide which backends are held to be failing.
+            let answer = answer.map_err(|unanswered| match broken.is_set() {
+                true => (Failure::Body, None),
+                false => unanswered,
+            });
             match &answer {
                 Ok(response) => load.answered(response.status()),
                 Err((failure, _)) if failure.is_of_backend() => self.loads.failed(endpoint.address),
