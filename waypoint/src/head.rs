@@ -89,7 +89,8 @@ fn authority(parts: &request::Parts) -> Result<Authority, BadHead> {
         (None, None) => return Err(BadHead::Host),
     };
     // User information in it is for nobody to see, and some take it for the host.
-    match found.as_str().contains('@') || found.host().is_empty() {
+    let named = !found.host().trim_end_matches('.').is_empty();
+    match found.as_str().contains('@') || !named {
         true => Err(BadHead::Host),
         false => Ok(found),
     }
@@ -241,6 +242,8 @@ mod tests {
             ("/a", &[("host", "a"), ("host", "a")]),
             ("/a", &[("host", "u@a")]),
             ("/a", &[("host", "")]),
+            ("/a", &[("host", ".")]),
+            ("http://./a", &[]),
             ("http://a/a", &[("host", "b")]),
         ] {
             assert_eq!(read(uri, headers), Err(BadHead::Host), "{uri} {headers:?}");
