@@ -78,7 +78,7 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let found = &findings.peer_authentications;
         add(Kind::PeerAuthentication, key, &policy.metadata, found);
     }
-    for ((kind, key), notes) in &model.findings.routes {
+    for ((kind, key), found) in &findings.routes {
         let http = objects.http_routes.get(key).map(|route| &route.metadata);
         let grpc = objects.grpc_routes.get(key).map(|route| &route.metadata);
         let metadata = match kind {
@@ -86,7 +86,7 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
             _ => http,
         };
         let generation = metadata.and_then(|metadata| metadata.generation);
-        let message = notes.join("; ");
+        let message = found.said.join("; ");
         let condition = condition("Programmed", false, "NotObeyed", message, generation);
         report.push(status(&kind.to_string(), key, vec![condition]));
     }

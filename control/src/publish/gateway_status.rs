@@ -3,14 +3,13 @@
 //! They are no plain lists of conditions as our own kinds have, so they are written apart from those: a route has
 //! conditions for each parent, beside those that other controllers write into the same list.
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use seine_kubernetes::resource;
@@ -20,10 +19,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::FIELD_MANAGER;
 use super::compare::contains;
+use super::watched::Watched;
 use super::waypoint::Made;
-use super::writer::is_unknown_kind;
+use super::writer::apply;
 use crate::model::Model;
 use crate::status::gateway::{class_status, gateway_status};
 use crate::status::route::{Route, parent_statuses};
@@ -47,11 +46,11 @@ pub async fn write(
         events.map(move |event| (index, event)).boxed()
     });
     let mut events = pin!(stream::select_all(watches));
-    let mut known = KINDS.map(|_| Known::default());
+    let mut known = KINDS.map(|_| Watched::<Object>::default());
     loop {
         tokio::select! {
             event = events.next() => match event {
-                Some((index, event)) => known[index].see(KINDS[index], event),
+                Some((index, event)) => see(&mut known, index, event),
                 None => return,
             },
             changed = models.changed() => if changed.is_err() { return },
@@ -63,7 +62,7 @@ pub async fn write(
             tokio::select! {
                 () = &mut gathered => break,
                 event = events.next() => match event {
-                    Some((index, event)) => known[index].see(KINDS[index], event),
+                    Some((index, event)) => see(&mut known, index, event),
                     None => return,
                 },
             }
@@ -90,13 +89,13 @@ pub async fn write(
                         due(key, kind.resource(), object, wanted, now)?,
                     ))
                 };
-                known.objects.iter().filter_map(due).collect::<Vec<_>>()
+                known.iter().filter_map(due).collect::<Vec<_>>()
             });
         let due = due.collect::<Vec<_>>();
         let writes = due.into_iter().map(|(index, key, status)| {
             let client = client.clone();
             async move {
-                let written = apply(client, KINDS[index], &key, &status).await;
+                let written = apply(client, &KINDS[index].resource(), &key, &status).await;
                 (index, key, written)
             }
         });
@@ -104,8 +103,7 @@ pub async fn write(
         let mut writes = pin!(stream::iter(writes).buffer_unordered(BESIDE));
         while let Some((index, key, written)) = writes.next().await {
             match written {
-                // Before the watch brings it, so that it is not written again.
-                Ok(object) => drop(known[index].objects.insert(key, Object::read(&object))),
+                Ok(object) => known[index].put(key, Object::read(object)),
                 // Deleted, made anew, or written by another controller: the watch tells.
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
                     debug!(%key, %status, "the object is another by now");
@@ -117,6 +115,15 @@ pub async fn write(
             }
         }
     }
+}
+
+fn see(
+    known: &mut [Watched<Object>; KINDS.len()],
+    index: usize,
+    event: watcher::Result<watcher::Event<DynamicObject>>,
+) {
+    let kind = KINDS[index].resource().kind;
+    known[index].see(&kind, event, Object::read);
 }
 
 /// A kind with a status of ours.
@@ -172,42 +179,10 @@ impl Told {
             Self::Route(kind) => {
                 let route = Route::find(objects, kind, key)?;
                 is_current(route.generation()).then(|| {
-                    let refused = model
-                        .findings
-                        .refused_rules
-                        .get(&(kind.to_string(), key.clone()));
-                    let refused = refused.map_or(&[][..], Vec::as_slice);
+                    let found = model.findings.routes.get(&(kind, key.clone()));
+                    let refused = found.map_or(&[][..], |found| &found.refused);
                     json!({"parents": parent_statuses(objects, settings, &route, refused)})
                 })
-            }
-        }
-    }
-}
-
-/// What the API server has of a kind.
-#[derive(Default)]
-struct Known {
-    objects: HashMap<ObjectKey, Object>,
-    /// While a list is under way.
-    listed: HashMap<ObjectKey, Object>,
-}
-
-impl Known {
-    fn see(&mut self, kind: Told, event: watcher::Result<watcher::Event<DynamicObject>>) {
-        match event {
-            Ok(watcher::Event::Init) => self.listed.clear(),
-            Ok(watcher::Event::InitApply(object)) => {
-                self.listed.insert(key_of(&object), Object::read(&object));
-            }
-            Ok(watcher::Event::InitDone) => self.objects = std::mem::take(&mut self.listed),
-            Ok(watcher::Event::Apply(object)) => {
-                self.objects.insert(key_of(&object), Object::read(&object));
-            }
-            Ok(watcher::Event::Delete(object)) => drop(self.objects.remove(&key_of(&object))),
-            Err(error) if is_unknown_kind(&error) => self.objects.clear(),
-            Err(error) => {
-                let kind = kind.resource().kind;
-                warn!(kind, %error, "watching statuses failed; tried again");
             }
         }
     }
@@ -225,7 +200,7 @@ struct Object {
 }
 
 impl Object {
-    fn read(object: &DynamicObject) -> Self {
+    fn read(object: DynamicObject) -> Self {
         let controller = object.data["spec"]["controllerName"].as_str();
         Self {
             uid: object.uid().unwrap_or_default(),
@@ -235,10 +210,6 @@ impl Object {
             status: object.data["status"].clone(),
         }
     }
-}
-
-fn key_of(object: &DynamicObject) -> ObjectKey {
-    ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// What is to be applied; `None`: nothing is new.
@@ -320,23 +291,6 @@ fn with_times(wanted: &mut Value, known: &Value, now: Timestamp) {
             with_times(item, known.next().unwrap_or(&Value::Null), now);
         }
     }
-}
-
-async fn apply(
-    client: Client,
-    kind: Told,
-    key: &ObjectKey,
-    status: &Value,
-) -> Result<DynamicObject, kube::Error> {
-    let resource = kind.resource();
-    let objects = match kind {
-        Told::Class => Api::<DynamicObject>::all_with(client, &resource),
-        Told::Gateway | Told::Route(_) => Api::namespaced_with(client, &key.namespace, &resource),
-    };
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    objects
-        .patch_status(&key.name, &parameters, &Patch::Apply(status))
-        .await
 }
 
 #[cfg(test)]

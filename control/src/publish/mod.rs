@@ -12,6 +12,7 @@ pub mod gateway_status;
 pub mod held;
 pub mod held_map;
 pub mod trust_bundle;
+mod watched;
 pub mod waypoint;
 pub mod writer;
 

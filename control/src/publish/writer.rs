@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use super::conditions::{Known, Target, due};
 use super::events::{Announcer, send};
+use super::watched::Watched;
 use super::{FIELD_MANAGER, Totals, held_map};
 use crate::model::Model;
 use crate::status::{self, ObjectStatus};
@@ -80,11 +81,7 @@ struct Kind {
     resource: ApiResource,
     /// Before the types of our conditions, where others have conditions of their own.
     prefix: &'static str,
-    /// Every object is known.
-    complete: bool,
-    known: HashMap<ObjectKey, Known>,
-    /// While a list is under way.
-    listed: HashMap<ObjectKey, Known>,
+    known: Watched<Known>,
 }
 
 /// What stands before the types of our conditions. Istio's controllers write conditions of their own beside ours.
@@ -150,39 +147,15 @@ impl Writer {
 
     fn see(&mut self, (index, event): Seen) {
         let kind = &mut self.kinds[index];
-        match event {
-            Ok(watcher::Event::Init) => kind.listed.clear(),
-            Ok(watcher::Event::InitApply(object)) => {
-                let known = known_of(&object, kind.prefix);
-                kind.listed.insert(key_of(&object), known);
-            }
-            Ok(watcher::Event::InitDone) => {
-                kind.known = std::mem::take(&mut kind.listed);
-                kind.complete = true;
-            }
-            Ok(watcher::Event::Apply(object)) => {
-                let known = known_of(&object, kind.prefix);
-                kind.known.insert(key_of(&object), known);
-            }
-            Ok(watcher::Event::Delete(object)) => drop(kind.known.remove(&key_of(&object))),
-            Err(error) if is_unknown_kind(&error) => {
-                kind.known.clear();
-                debug!(
-                    kind = kind.name,
-                    "the API server does not know this kind yet"
-                );
-            }
-            Err(error) => {
-                warn!(kind = kind.name, %error, "watching statuses failed; tried again");
-            }
-        }
+        let read = |object| known_of(&object, kind.prefix);
+        kind.known.see(&kind.name, event, read);
     }
 
     async fn write_conditions(&mut self, report: &[ObjectStatus]) {
         let known: HashMap<Target, Known> = self
             .kinds
             .iter()
-            .filter(|kind| kind.complete)
+            .filter(|kind| kind.known.is_complete())
             .flat_map(|kind| {
                 let of_kind = |(key, known): (&ObjectKey, &Known)| {
                     ((kind.name.clone(), key.clone()), known.clone())
@@ -207,11 +180,10 @@ impl Writer {
         let mut writes = pin!(stream::iter(writes).buffer_unordered(BESIDE));
         while let Some((index, key, written)) = writes.next().await {
             match written {
-                // Before the watch brings it, so that it is not written again.
                 Ok(object) => {
                     let kind = &mut self.kinds[index];
                     let known = known_of(&object, kind.prefix);
-                    kind.known.insert(key, known);
+                    kind.known.put(key, known);
                 }
                 // Deleted, or made anew: the watch tells.
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
@@ -269,9 +241,7 @@ impl Kind {
             name: kind.to_string(),
             resource: resource(kind),
             prefix: condition_prefix(kind),
-            complete: false,
-            known: HashMap::new(),
-            listed: HashMap::new(),
+            known: Watched::default(),
         }
     }
 
@@ -315,24 +285,21 @@ fn watch_statuses(objects: Api<DynamicObject>, index: usize) -> impl Stream<Item
         .map(move |event| (index, event))
 }
 
-async fn apply(
+/// Applies a status.
+pub(super) async fn apply(
     client: Client,
     resource: &ApiResource,
     key: &ObjectKey,
     object: &Value,
 ) -> Result<DynamicObject, kube::Error> {
-    let objects = Api::<DynamicObject>::namespaced_with(client, &key.namespace, resource);
+    let objects = match key.namespace.as_str() {
+        "" => Api::<DynamicObject>::all_with(client, resource),
+        namespace => Api::namespaced_with(client, namespace, resource),
+    };
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     objects
         .patch_status(&key.name, &parameters, &Patch::Apply(object))
         .await
-}
-
-fn key_of(object: &DynamicObject) -> ObjectKey {
-    ObjectKey::new(
-        object.namespace().as_deref().unwrap_or_default(),
-        object.name_any(),
-    )
 }
 
 fn known_of(object: &DynamicObject, prefix: &str) -> Known {
@@ -359,18 +326,6 @@ fn known_of(object: &DynamicObject, prefix: &str) -> Known {
         }
     }
     known
-}
-
-/// The kind's CRD is not installed, or has no such version.
-pub(super) fn is_unknown_kind(error: &watcher::Error) -> bool {
-    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
-    match error {
-        InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        // Of a group that it does not know, the API server says so without a Status, and so without a reason.
-        | WatchFailed(kube::Error::Api(status)) => status.code == 404,
-        _ => false,
-    }
 }
 
 /// Pods, NetworkPolicies and Services have no status of ours; only Events tell of them.

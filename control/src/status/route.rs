@@ -4,13 +4,14 @@
 //! mesh) is not mentioned.
 
 use seine_objects::gateway::{
-    self, BackendRef, CONTROLLER, ParentRef, WAYPOINT_LABEL, waypoint_of,
+    self, BackendRef, CONTROLLER, Filter, ParentRef, WAYPOINT_LABEL, waypoint_of,
 };
 use seine_objects::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use seine_objects::{EnrolmentSettings, Kind, ObjectKey, ObjectSet, enrolment};
 use serde_json::{Value, json};
 
 use super::condition;
+use crate::translate::{Unresolved, unresolved};
 
 type Verdict = (bool, &'static str, String);
 
@@ -31,14 +32,14 @@ impl<'a> Route<'a> {
             Kind::HttpRoute => {
                 let route = objects.http_routes.get(key)?;
                 let rules = route.spec.rules.iter();
-                let backends = rules.flat_map(|rule| &rule.backend_refs).collect();
-                (&route.metadata, &route.spec.parent_refs, backends)
+                let rules = rules.map(|rule| (&*rule.filters, &*rule.backend_refs));
+                (&route.metadata, &route.spec.parent_refs, backends(rules))
             }
             Kind::GrpcRoute => {
                 let route = objects.grpc_routes.get(key)?;
                 let rules = route.spec.rules.iter();
-                let backends = rules.flat_map(|rule| &rule.backend_refs).collect();
-                (&route.metadata, &route.spec.parent_refs, backends)
+                let rules = rules.map(|rule| (&*rule.filters, &*rule.backend_refs));
+                (&route.metadata, &route.spec.parent_refs, backends(rules))
             }
             _ => return None,
         };
@@ -55,6 +56,25 @@ impl<'a> Route<'a> {
     pub fn generation(&self) -> Option<i64> {
         self.metadata.generation
     }
+}
+
+/// Where requests go by the filters and backends of rules, and copies of them.
+fn backends<'a>(
+    rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>,
+) -> Vec<&'a BackendRef> {
+    let mirrors = |filters: &'a [Filter]| {
+        let mirrors = filters
+            .iter()
+            .filter_map(|filter| filter.request_mirror.as_ref());
+        mirrors.map(|mirror| &mirror.backend_ref)
+    };
+    let of_rule = |(filters, backends): (&'a [Filter], &'a [BackendRef])| {
+        let own = backends
+            .iter()
+            .flat_map(move |backend| mirrors(&backend.filters));
+        backends.iter().chain(own).chain(mirrors(filters))
+    };
+    rules.flat_map(of_rule).collect()
 }
 
 /// The items of `status.parents` that are ours. `refused`: rules that are answered with an error, each as a sentence.
@@ -147,55 +167,18 @@ fn accepted(
     }
 }
 
-/// Whether all backends are there; the first that isn't says why.
+/// Whether all backends can be used; the first that can't says why.
 fn resolved(objects: &ObjectSet, route: &Route<'_>) -> Verdict {
+    let Route {
+        kind, key, parents, ..
+    } = *route;
     let mut backends = route.backends.iter();
-    let unresolved = backends.find_map(|backend| unresolved(objects, route, backend));
+    let unresolved =
+        backends.find_map(|backend| unresolved(objects, kind, &key.namespace, parents, backend));
     match unresolved {
-        Some((reason, message)) => (false, reason, message),
+        Some(Unresolved { reason, message }) => (false, reason, message),
         None => (true, "ResolvedRefs", "every backend is there".into()),
     }
-}
-
-fn unresolved(
-    objects: &ObjectSet,
-    route: &Route<'_>,
-    backend: &BackendRef,
-) -> Option<(&'static str, String)> {
-    let (of, from) = (route.kind.to_string(), &route.key.namespace);
-    let namespace = backend.namespace.as_deref().unwrap_or(from);
-    let backend_key = ObjectKey::new(namespace, &backend.name);
-    let group = backend.group.as_deref().unwrap_or_default();
-    let kind = backend.kind.as_deref().unwrap_or("Service");
-    if !matches!(group, "" | "core") || kind != "Service" {
-        return Some((
-            "InvalidKind",
-            format!("a backend can't be a {kind}: use a Service"),
-        ));
-    }
-    // Whether a service is there is for those to know who may refer to it.
-    if !objects.may_refer(&of, from, route.parents, &backend_key) {
-        let why = format!(
-            "backend Service {backend_key} is of another namespace, and no ReferenceGrant there admits a {of} of {from}"
-        );
-        return Some(("RefNotPermitted", why));
-    }
-    let Some(service) = objects.services.get(&backend_key) else {
-        return Some((
-            "BackendNotFound",
-            format!("there is no Service {backend_key}"),
-        ));
-    };
-    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref());
-    let mut ports = ports.unwrap_or_default().iter();
-    let is_there = ports.any(|port| backend.port.is_some_and(|own| i32::from(own) == port.port));
-    (!is_there).then(|| {
-        let port = backend.port.map_or("none".into(), |port| port.to_string());
-        (
-            "BackendNotFound",
-            format!("Service {backend_key} has no such port: {port}"),
-        )
-    })
 }
 
 #[cfg(test)]
@@ -283,6 +266,13 @@ spec: {gatewayClassName: other, listeners: []}
         json!({"name": "plain", "port": 80})
     }
 
+    fn mirroring(to: &str) -> Value {
+        let mut backend = backend();
+        let mirror = json!({"backendRef": {"name": to, "port": 80}});
+        backend["filters"] = json!([{"type": "RequestMirror", "requestMirror": mirror}]);
+        backend
+    }
+
     #[test]
     fn each_parent_is_told_whether_the_route_is_attached() {
         let accepted = |parent: Value| said(parent, backend(), &[]).map(|[accepted, _]| accepted);
@@ -332,6 +322,12 @@ spec: {gatewayClassName: other, listeners: []}
                 json!({"name": "web", "namespace": "outside", "port": 80}),
                 "False RefNotPermitted",
             ),
+            (
+                json!({"name": "lent", "namespace": "outside", "port": 80}),
+                "True ResolvedRefs",
+            ),
+            (mirroring("plain"), "True ResolvedRefs"),
+            (mirroring("gone"), "False BackendNotFound"),
         ] {
             let [accepted, resolved] = said(service("web"), backend.clone(), &[]).unwrap();
             assert_eq!(

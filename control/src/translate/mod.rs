@@ -27,6 +27,7 @@ use seine_proto::{security::Authorization, waypoint::RouteRule};
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
 pub use policy::AUTHORIZATION_EXTENSION;
 pub use request::REQUEST_EXTENSION;
+pub(crate) use route::{Unresolved, unresolved};
 pub use service::SERVICE_EXTENSION;
 
 /// What the translation needs to know beside the objects.
@@ -89,10 +90,8 @@ pub struct Resources {
 pub struct Findings {
     /// By the policy.
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
-    /// By the route's kind and name: what to know about it, each as a sentence.
-    pub routes: BTreeMap<(Kind, ObjectKey), Vec<String>>,
-    /// By the route's kind and name: its rules that are answered with an error, each as a sentence.
-    pub refused_rules: BTreeMap<(String, ObjectKey), Vec<String>>,
+    /// By the route's kind and name.
+    pub routes: BTreeMap<(Kind, ObjectKey), RouteFinding>,
     /// Services that are bound to a waypoint which is not there: its name.
     pub missing_waypoints: BTreeMap<ObjectKey, ObjectKey>,
     /// By the `MeshTLS`.
@@ -116,6 +115,15 @@ impl Findings {
             .chain(self.istio_authorization_policies.values())
             .chain(self.peer_authentications.values())
     }
+}
+
+/// What to know about one route, each as a sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteFinding {
+    /// Everything.
+    pub said: Vec<String>,
+    /// Of that, rules that are answered with an error.
+    pub refused: Vec<String>,
 }
 
 /// What became of one policy.
@@ -146,7 +154,6 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     policy::translate(objects, &mut services, &pods, settings, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
     waypoint::bind(objects, &mut services, &pods, settings, &mut resources);
-    resources.findings.refused_rules = refused_rules(&resources.routes);
     resources.findings.missing_waypoints = waypoint::missing(objects, &services);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
     resources.findings.network_policies = network_policies(objects, settings);
@@ -158,19 +165,6 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
         .map(|service| (service.key, service.message))
         .collect();
     resources
-}
-
-fn refused_rules(
-    rules: &BTreeMap<String, RouteRule>,
-) -> BTreeMap<(String, ObjectKey), Vec<String>> {
-    let mut refused: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for rule in rules.values().filter(|rule| !rule.refused.is_empty()) {
-        let key = ObjectKey::new(&rule.namespace, &rule.name);
-        let what = format!("spec.rules[{}]: {}", rule.rule, rule.refused);
-        let route = (rule.kind.clone(), key);
-        refused.entry(route).or_default().push(what);
-    }
-    refused
 }
 
 fn network_policies(objects: &ObjectSet, settings: &Settings) -> BTreeMap<ObjectKey, Blocked> {

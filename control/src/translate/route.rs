@@ -10,14 +10,15 @@ mod matches;
 use seine_objects::{
     Kind, ObjectKey, ObjectSet,
     gateway::{
-        self, BackendRef, Filter, GrpcRoute, GrpcRouteRule, HttpRoute, HttpRouteRule, ParentRef,
-        Retry, Timeouts, parse_duration,
+        self, BackendRef, Filter, GrpcRoute, HttpRoute, ParentRef, Retry, Timeouts, parse_duration,
     },
     k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use seine_proto::waypoint as wire;
 
-use super::{Resources, Settings, service};
+use super::{Resources, RouteFinding, Settings, service};
+
+pub(crate) use backend::{Unresolved, unresolved};
 
 type Services = std::collections::BTreeMap<ObjectKey, service::Translated>;
 
@@ -52,6 +53,7 @@ struct Rule<'a> {
     backends: &'a [BackendRef],
     timeouts: Timeouts,
     retry: Option<&'a Retry>,
+    notes: Notes,
 }
 
 /// What is wrong with a rule.
@@ -93,7 +95,7 @@ pub(super) fn translate(
             parent_refs: &route.spec.parent_refs,
             unread: route.unread(),
         };
-        translate_route(&common, &world, resources, |notes| http_rules(route, notes));
+        translate_route(&common, &world, resources, || http_rules(route));
     }
     for (key, route) in &objects.grpc_routes {
         let common = Route {
@@ -103,7 +105,7 @@ pub(super) fn translate(
             parent_refs: &route.spec.parent_refs,
             unread: route.unread(),
         };
-        translate_route(&common, &world, resources, |notes| grpc_rules(route, notes));
+        translate_route(&common, &world, resources, || grpc_rules(route));
     }
 }
 
@@ -111,76 +113,71 @@ fn translate_route<'a>(
     route: &Route<'a>,
     world: &World<'_>,
     resources: &mut Resources,
-    rules: impl FnOnce(&mut Vec<Notes>) -> Vec<Rule<'a>>,
+    rules: impl FnOnce() -> Vec<Rule<'a>>,
 ) {
-    let mut said = Vec::new();
-    let parents = parents(route, world, &mut said);
+    let mut found = RouteFinding::default();
+    let parents = parents(route, world, &mut found.said);
     if !parents.is_empty() {
-        let mut notes = Vec::new();
-        let rules = rules(&mut notes);
-        for (index, (rule, notes)) in rules.iter().zip(notes).enumerate() {
-            let (translated, notes) = translate_rule(route, index, rule, &parents, world, notes);
+        for (index, rule) in rules().into_iter().enumerate() {
+            let (translated, notes) = translate_rule(route, index, rule, &parents, world);
             let path = format!("spec.rules[{index}]");
             if !translated.refused.is_empty() {
                 let why = &translated.refused;
-                said.push(format!("{path} is answered with 500: {why}"));
+                found.refused.push(format!("{path}: {why}"));
+                let what = format!("{path} is answered with 500: {why}");
+                found.said.push(what);
             }
-            said.extend(notes.said.iter().map(|note| format!("{path}: {note}")));
+            let said = notes.said.iter().map(|note| format!("{path}: {note}"));
+            found.said.extend(said);
             let refused = translated.backends.iter().map(|backend| &backend.refused);
             for why in refused.filter(|why| !why.is_empty()) {
-                said.push(format!("{path}: {why}"));
+                found.said.push(format!("{path}: {why}"));
             }
             let name = format!("{}/{}/{index}", route.kind, route.key);
             resources.routes.insert(name, translated);
         }
     }
-    if !said.is_empty() {
+    if !found.said.is_empty() {
         let key = (route.kind, route.key.clone());
-        resources.findings.routes.insert(key, said);
+        resources.findings.routes.insert(key, found);
     }
 }
 
-fn http_rules<'a>(route: &'a HttpRoute, notes: &mut Vec<Notes>) -> Vec<Rule<'a>> {
-    let translated = |rule: &'a HttpRouteRule| {
-        let mut own = Notes::default();
+fn http_rules(route: &HttpRoute) -> Vec<Rule<'_>> {
+    if route.spec.rules.is_empty() {
+        // One that matches everything is implied.
+        return vec![Rule::default()];
+    }
+    let rules = route.spec.rules.iter().map(|rule| {
+        let mut notes = Notes::default();
         let matches = rule.matches.iter();
-        let matches = matches.map(|wanted| matches::http(wanted, &mut own));
-        let matches = matches.collect();
-        notes.push(own);
         Rule {
             name: rule.name.as_deref(),
-            matches,
+            matches: matches.map(|one| matches::http(one, &mut notes)).collect(),
             filters: &rule.filters,
             backends: &rule.backend_refs,
             timeouts: rule.timeouts.clone().unwrap_or_default(),
             retry: rule.retry.as_ref(),
+            notes,
         }
-    };
-    let mut rules: Vec<_> = route.spec.rules.iter().map(translated).collect();
-    if rules.is_empty() {
-        // One that matches everything is implied.
-        notes.push(Notes::default());
-        rules.push(Rule::default());
-    }
-    rules
+    });
+    rules.collect()
 }
 
-fn grpc_rules<'a>(route: &'a GrpcRoute, notes: &mut Vec<Notes>) -> Vec<Rule<'a>> {
-    let translated = |rule: &'a GrpcRouteRule| {
-        let mut own = Notes::default();
+fn grpc_rules(route: &GrpcRoute) -> Vec<Rule<'_>> {
+    let rules = route.spec.rules.iter().map(|rule| {
+        let mut notes = Notes::default();
         let matches = rule.matches.iter();
-        let matches = matches.map(|wanted| matches::grpc(wanted, &mut own));
-        let matches = matches.collect();
-        notes.push(own);
         Rule {
             name: rule.name.as_deref(),
-            matches,
+            matches: matches.map(|one| matches::grpc(one, &mut notes)).collect(),
             filters: &rule.filters,
             backends: &rule.backend_refs,
+            notes,
             ..Rule::default()
         }
-    };
-    route.spec.rules.iter().map(translated).collect()
+    });
+    rules.collect()
 }
 
 fn parents(route: &Route<'_>, world: &World<'_>, notes: &mut Vec<String>) -> Vec<wire::Parent> {
@@ -241,11 +238,11 @@ fn port_named(service: &service::Translated, name: &str) -> Option<u32> {
 fn translate_rule(
     route: &Route<'_>,
     index: usize,
-    rule: &Rule<'_>,
+    rule: Rule<'_>,
     parents: &[wire::Parent],
     world: &World<'_>,
-    mut notes: Notes,
 ) -> (wire::RouteRule, Notes) {
+    let mut notes = rule.notes;
     let path = format!("spec.rules[{index}].");
     let unread = route.unread.iter();
     for field in unread.filter(|field| field.starts_with(&path)) {
@@ -265,7 +262,7 @@ fn translate_rule(
         rule: u32::try_from(index).unwrap_or(u32::MAX),
         created: created.map_or(0, |time| time.0.as_second()),
         parents: parents.to_vec(),
-        matches: rule.matches.clone(),
+        matches: rule.matches,
         filters,
         backends,
         request_timeout_ms: millis(timeouts.request.as_deref()).unwrap_or_default(),

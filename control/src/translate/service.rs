@@ -46,7 +46,7 @@ pub(super) fn translate(
     let mut translated = BTreeMap::new();
     for (key, object) in &objects.services {
         let Some(spec) = &object.spec else { continue };
-        if spec.type_.as_deref() == Some("ExternalName") {
+        if is_external_name(spec) {
             continue;
         }
         let hostname = hostname(key, settings);
@@ -169,7 +169,13 @@ fn is_tcp(protocol: Option<&str>) -> bool {
 }
 
 /// The mesh carries TCP: a port of another protocol would only shadow a TCP port of that number.
-fn tcp_ports(spec: &ServiceSpec) -> impl Iterator<Item = &ServicePort> {
+/// It has neither addresses nor endpoints.
+pub(super) fn is_external_name(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("ExternalName")
+}
+
+/// Those that the mesh carries.
+pub(super) fn tcp_ports(spec: &ServiceSpec) -> impl Iterator<Item = &ServicePort> {
     spec.ports
         .iter()
         .flatten()

@@ -189,7 +189,7 @@ fn rules(rules: &str) -> (Vec<RouteRule>, Vec<String>) {
         .routes
         .get(&(Kind::HttpRoute, ObjectKey::new("shop", "r")));
     let notes = notes.cloned().unwrap_or_default();
-    (resources.routes.into_values().collect(), notes)
+    (resources.routes.into_values().collect(), notes.said)
 }
 
 #[test]
@@ -228,17 +228,17 @@ fn each_rule_of_a_route_is_one_resource_that_names_its_parents() {
 #[test]
 fn what_is_not_supported_is_refused_and_said_and_never_left_out() {
     let (found, notes) = rules(
-        "[{sessionPersistence: {sessionName: a}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: ExtensionRef, extensionRef: {name: a, kind: b, group: c}}]}, {matches: [{path: {type: RegularExpression, value: '('}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}]",
+        "[{sessionPersistence: {sessionName: a}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: ExtensionRef, extensionRef: {name: a, kind: b, group: c}}]}, {matches: [{path: {type: RegularExpression, value: '('}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}, {filters: [{type: RequestHeaderModifier, requestMirror: {backendRef: {name: web, port: 80}}}]}]",
     );
     let refused: Vec<_> = found.iter().map(|rule| !rule.refused.is_empty()).collect();
-    assert_eq!(refused, [true, true, true, false]);
+    assert_eq!(refused, [true, true, true, false, true]);
     assert!(
         found[3]
             .backends
             .iter()
             .all(|backend| !backend.refused.is_empty())
     );
-    assert_eq!(notes.len(), 7, "{notes:?}");
+    assert_eq!(notes.len(), 8, "{notes:?}");
     assert!(
         notes[1].contains("spec.rules[0].sessionPersistence is not supported yet"),
         "{notes:?}"
@@ -326,7 +326,7 @@ fn a_grpc_route_is_translated_and_what_is_not_of_its_kind_refused() {
         (exact.service.as_str(), exact.method.as_str(), exact.regex),
         ("a.B", "C", false)
     );
-    let notes = &resources.findings.routes[&(Kind::GrpcRoute, ObjectKey::new("shop", "r"))];
+    let notes = &resources.findings.routes[&(Kind::GrpcRoute, ObjectKey::new("shop", "r"))].said;
     assert_eq!(notes.len(), 3, "{notes:?}");
 }
 
@@ -335,6 +335,6 @@ fn a_route_to_a_service_without_a_waypoint_is_said_to_be_without_effect() {
     let plain = bound("web").replace("seine.dev/use-waypoint: wp", "");
     let resources = translated(&(plain + &route("[{}]")));
     assert!(resources.routes.is_empty());
-    let notes = &resources.findings.routes[&(Kind::HttpRoute, ObjectKey::new("shop", "r"))];
+    let notes = &resources.findings.routes[&(Kind::HttpRoute, ObjectKey::new("shop", "r"))].said;
     assert!(notes[0].contains("uses no waypoint"), "{notes:?}");
 }

@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use super::objects::{CLASS_LABEL, Template, objects};
 use crate::model::Model;
 use crate::publish::compare::contains;
+use crate::publish::watched::Watched;
 
 /// Who we are to server-side apply, of these objects.
 const MANAGER: &str = "seine-control-waypoint";
@@ -136,56 +137,30 @@ type Place = (usize, ObjectKey);
 /// What the API server has of our objects.
 #[derive(Default)]
 struct Known {
-    objects: HashMap<Place, Value>,
-    /// While a list is under way.
-    listed: HashMap<Place, Value>,
-    complete: [bool; KINDS.len()],
+    kinds: [Watched<Value>; KINDS.len()],
     /// What was applied, and what the API server made of it: it may write a value in another way.
     applied: HashMap<Place, (Value, Value)>,
 }
 
 impl Known {
     fn see(&mut self, index: usize, event: watcher::Result<watcher::Event<DynamicObject>>) {
-        match event {
-            Ok(watcher::Event::Init) => self.listed.retain(|(kind, _), _| *kind != index),
-            Ok(watcher::Event::InitApply(object)) => {
-                let (key, object) = read(object);
-                self.listed.insert((index, key), object);
-            }
-            Ok(watcher::Event::InitDone) => {
-                self.objects.retain(|(kind, _), _| *kind != index);
-                let listed = self.listed.extract_if(|(kind, _), _| *kind == index);
-                self.objects.extend(listed);
-                self.complete[index] = true;
-            }
-            Ok(watcher::Event::Apply(object)) => {
-                let (key, object) = read(object);
-                self.objects.insert((index, key), object);
-            }
-            Ok(watcher::Event::Delete(object)) => {
-                self.objects.remove(&(index, read(object).0));
-            }
-            Err(error) => {
-                let kind = KINDS[index]().kind;
-                warn!(kind, %error, "watching the objects of waypoints failed; tried again");
-            }
-        }
+        self.kinds[index].see(&KINDS[index]().kind, event, read);
     }
 
     fn is_complete(&self) -> bool {
-        self.complete.iter().all(|complete| *complete)
+        self.kinds.iter().all(Watched::is_complete)
     }
 
-    /// Before the watch brings it, so that it is not written again.
     fn remember(&mut self, applied: Vec<(Place, Value, Value)>) {
         for (place, wanted, is) in applied {
-            self.objects.insert(place.clone(), is.clone());
+            let (index, key) = place.clone();
+            self.kinds[index].put(key, is.clone());
             self.applied.insert(place, (wanted, is));
         }
     }
 
     fn is_right(&self, place: &Place, wanted: &Value) -> bool {
-        let Some(is) = self.objects.get(place) else {
+        let Some(is) = self.kinds[place.0].get(&place.1) else {
             return false;
         };
         let as_applied = || {
@@ -225,7 +200,7 @@ async fn of_one(
                 .patch(&key.name, &parameters, &Patch::Apply(&wanted))
                 .await;
             let written = written.map_err(|error| failed(&place, &error))?;
-            applied.push((place, wanted, read(written).1));
+            applied.push((place, wanted, read(written)));
         }
         Ok(())
     };
@@ -266,11 +241,7 @@ fn api(client: &Client, (index, key): &Place) -> Api<DynamicObject> {
 }
 
 /// Without what changes by itself.
-fn read(object: DynamicObject) -> (ObjectKey, Value) {
-    let key = ObjectKey::new(
-        object.metadata.namespace.clone().unwrap_or_default(),
-        object.metadata.name.clone().unwrap_or_default(),
-    );
+fn read(object: DynamicObject) -> Value {
     let mut object = serde_json::to_value(object).unwrap_or_default();
     if let Some(fields) = object.as_object_mut() {
         fields.remove("status");
@@ -283,7 +254,7 @@ fn read(object: DynamicObject) -> (ObjectKey, Value) {
             metadata.remove(field);
         }
     }
-    (key, object)
+    object
 }
 
 #[cfg(test)]

@@ -1,10 +1,22 @@
 //! Where a rule's requests go.
 
-use seine_objects::{ObjectKey, gateway::BackendRef};
+use seine_objects::{
+    Kind, ObjectKey, ObjectSet,
+    gateway::{BackendRef, ParentRef},
+};
 use seine_proto::waypoint as wire;
 
 use super::{Notes, Route, World, filter};
 use crate::translate::service;
+
+/// Why a backend can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unresolved {
+    /// By the Gateway API's names of reasons of `ResolvedRefs`.
+    pub(crate) reason: &'static str,
+    /// For people.
+    pub(crate) message: String,
+}
 
 /// A backend; one that can't be used is refused, and gets its share all the same.
 pub(super) fn translate(
@@ -14,47 +26,61 @@ pub(super) fn translate(
     notes: &mut Notes,
 ) -> wire::Backend {
     let own = &route.key.namespace;
-    let namespace = backend.namespace.as_deref().unwrap_or(own);
-    let key = ObjectKey::new(namespace, &backend.name);
+    let key = key_of(backend, own);
+    let unresolved = unresolved(world.objects, route.kind, own, route.parent_refs, backend);
     wire::Backend {
-        namespace: namespace.into(),
         hostname: service::hostname(&key, world.settings),
+        namespace: key.namespace,
         port: backend.port.map_or(0, u32::from),
         weight: backend.weight.unwrap_or(1),
         filters: filter::translate(&backend.filters, route, world, notes),
-        refused: problem(backend, &key, route, world).unwrap_or_default(),
+        refused: unresolved.map(|why| why.message).unwrap_or_default(),
     }
 }
 
-fn problem(
+/// Why a route of this kind and these parents in this namespace can't use a backend; `None`: it can.
+pub(crate) fn unresolved(
+    objects: &ObjectSet,
+    of: Kind,
+    namespace: &str,
+    parents: &[ParentRef],
     backend: &BackendRef,
-    key: &ObjectKey,
-    route: &Route<'_>,
-    world: &World<'_>,
-) -> Option<String> {
+) -> Option<Unresolved> {
+    let because = |reason, message| Some(Unresolved { reason, message });
     let group = backend.group.as_deref().unwrap_or_default();
     let kind = backend.kind.as_deref().unwrap_or("Service");
-    let service = world.services.get(key);
-    let has_port = |port: u16| {
-        let ports = service.map(|service| &service.message.ports);
-        ports.is_some_and(|ports| ports.iter().any(|p| p.service_port == u32::from(port)))
-    };
+    if !matches!(group, "" | "core") || kind != "Service" {
+        let message = format!("a backend can't be a {kind}: use a Service");
+        return because("InvalidKind", message);
+    }
+    let key = key_of(backend, namespace);
     // Whether a service is there is for those to know who may refer to it.
-    let (of, from) = (route.kind.to_string(), &route.key.namespace);
-    Some(if !matches!(group, "" | "core") || kind != "Service" {
-        format!("a backend can't be a {kind}: use a Service")
-    } else if !(world.objects).may_refer(&of, from, route.parent_refs, key) {
-        format!(
-            "backend Service {key} is of another namespace, and no ReferenceGrant there admits a {of} of {from}"
-        )
-    } else if service.is_none() {
-        format!("there is no backend Service {key}")
-    } else if !backend.port.is_some_and(has_port) {
-        match backend.port {
-            Some(port) => format!("backend Service {key} has no port {port}"),
-            None => format!("backend Service {key} is named without a port"),
-        }
-    } else {
-        return None;
-    })
+    if !objects.may_refer(&of.to_string(), namespace, parents, &key) {
+        let message = format!(
+            "backend Service {key} is of another namespace, and no ReferenceGrant there admits a {of} of {namespace}"
+        );
+        return because("RefNotPermitted", message);
+    }
+    let not_found = |message| because("BackendNotFound", message);
+    let service = objects.services.get(&key);
+    let Some(spec) = service.and_then(|service| service.spec.as_ref()) else {
+        return not_found(format!("there is no backend Service {key}"));
+    };
+    if service::is_external_name(spec) {
+        let message = format!("backend Service {key} is of type ExternalName, which has no pods");
+        return not_found(message);
+    }
+    let Some(port) = backend.port else {
+        return not_found(format!("backend Service {key} is named without a port"));
+    };
+    let mut ports = service::tcp_ports(spec);
+    match ports.any(|found| found.port == i32::from(port)) {
+        true => None,
+        false => not_found(format!("backend Service {key} has no port {port}")),
+    }
+}
+
+fn key_of(backend: &BackendRef, namespace: &str) -> ObjectKey {
+    let namespace = backend.namespace.as_deref().unwrap_or(namespace);
+    ObjectKey::new(namespace, &backend.name)
 }

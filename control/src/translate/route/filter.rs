@@ -27,6 +27,7 @@ pub(super) fn translate(
     let mut found = Vec::new();
     for one in filters {
         let known = route.kind == Kind::HttpRoute || GRPC.contains(&one.r#type.as_str());
+        let is_mirror = one.r#type == "RequestMirror";
         let translated = match one.r#type.as_str() {
             _ if !known => None,
             "RequestHeaderModifier" => one
@@ -67,8 +68,8 @@ pub(super) fn translate(
             Some(translated) => found.push(wire::Filter {
                 filter: Some(translated),
             }),
-            // The other backends are asked all the same, as the Gateway API wants it.
-            None if one.request_mirror.is_some() && known => {}
+            // It is said already. The other backends are asked all the same, as the Gateway API wants it.
+            None if is_mirror && one.request_mirror.is_some() => {}
             None => notes.refuse(format!("filter {} is not supported or empty", one.r#type)),
         }
     }
