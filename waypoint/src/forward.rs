@@ -10,17 +10,17 @@ use seine_workload::{AppProtocol, Service};
 use tokio::time::{sleep, timeout};
 
 use crate::balance::InFlight;
+use crate::bind::Bound;
 use crate::body::{Outgoing, Source};
+use crate::endpoint::Wanted;
 use crate::failure::Failure;
 use crate::head::{self, Head};
 use crate::mirror;
 use crate::request::{Allowed, Body};
 use crate::rule::{Backend, Mirror, Rule};
-use crate::serve::Bound;
 use crate::shared::Shared;
 use crate::telemetry::Entry;
 use crate::upgrade;
-use crate::upstream::Wanted;
 
 /// A service and its port.
 pub(crate) struct Call {
@@ -113,7 +113,6 @@ pub(crate) async fn forward(
         service: &call.service,
         port: call.port,
         first: &bound.first,
-        two,
     };
     let sent = attempts(shared, &to, rule, &parts, &mut body, entry);
     let limit = rule.and_then(|rule| rule.request_timeout);

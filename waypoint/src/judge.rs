@@ -8,8 +8,8 @@ use seine_policy::{Applicable, Connection, Decision, verdict};
 use seine_workload::Service;
 use tokio::time::{Instant, timeout_at};
 
+use crate::bind::Bound;
 use crate::head::Head;
-use crate::serve::Bound;
 use crate::shared::Shared;
 
 /// Judges a request, or without one a connection that nobody parses, by the policies of the service; where a pod is
@@ -30,9 +30,19 @@ pub(crate) async fn judge(
             .find_map(|address| address.single());
         let address = address.unwrap_or(bound.destination.ip());
         let destination = SocketAddr::new(address, *port);
-        decision = judge_as(shared, bound, service, destination, request).await;
+        let other = judge_as(shared, bound, service, destination, request).await;
+        decision = stricter(decision, other);
     }
     decision
+}
+
+/// Of two that both hold: a denial before what would be one, and that before what is allowed.
+fn stricter(one: Decision, other: Decision) -> Decision {
+    let rank = |decision: &Decision| (!decision.allowed, decision.would_deny());
+    match rank(&other) > rank(&one) {
+        true => other,
+        false => one,
+    }
 }
 
 /// By the policies of one service. Waits for those that are known by name alone, for at most the configured time.
@@ -103,4 +113,35 @@ fn texts(headers: &HeaderMap) -> Vec<(&str, String)> {
             (name.as_str(), value)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seine_policy::{Audit, Reason};
+
+    #[test]
+    fn what_one_service_s_policies_deny_or_would_is_not_hidden_by_another_s() {
+        let decision = |allowed, audit: Option<bool>| Decision {
+            allowed,
+            because: Reason::NoAllowPolicy,
+            audit: audit.map(|allowed| {
+                let because = Reason::NoAllowPolicy;
+                Box::new(Audit { allowed, because })
+            }),
+        };
+        let (allowed, would_deny, denied) = (
+            decision(true, None),
+            decision(true, Some(false)),
+            decision(false, None),
+        );
+        let ladder = [&allowed, &would_deny, &denied];
+        for (index, stronger) in ladder.iter().enumerate() {
+            for weaker in &ladder[..index] {
+                let both = |a: &Decision, b: &Decision| stricter(a.clone(), b.clone());
+                assert_eq!(both(weaker, stronger), **stronger);
+                assert_eq!(both(stronger, weaker), **stronger);
+            }
+        }
+    }
 }

@@ -1,23 +1,28 @@
 //! The L7 proxy: HTTP to the services that are bound to it, routed and guarded request by request.
 //!
-//! The way of a request, from module to module: `serve` takes the tunnel and the CONNECT and knows who the client is;
-//! [`head`] refuses what is ambiguous; `request` asks policy, then [`router`] for the rule, and applies its filters;
-//! [`upstream`] finds an endpoint and sends the request there on behalf of its client; `telemetry` writes its line.
+//! The way of a request, from module to module: `serve` takes the tunnel, and `bind` knows what its CONNECT is for and
+//! who the client is; [`head`] refuses what is ambiguous; `request` asks `judge` for policy, then [`router`] for the rule, and
+//! applies its filters; `forward` makes copies and attempts; for each attempt [`endpoint`] chooses whom to ask, and
+//! [`upstream`] sends the request there on behalf of its client; `telemetry` writes its line. What isn't HTTP goes from
+//! `bind` to `opaque`.
 
 #![forbid(unsafe_code)]
 
 mod admin;
 pub mod app;
 mod balance;
+mod bind;
 mod body;
 pub mod config;
 mod cors;
+pub mod endpoint;
 pub mod failure;
 mod forward;
 pub mod head;
 mod judge;
 mod linger;
 mod mirror;
+mod opaque;
 pub mod path;
 mod refusal;
 mod request;
@@ -31,5 +36,5 @@ mod telemetry;
 mod upgrade;
 pub mod upstream;
 
-pub use serve::Bound;
+pub use bind::Bound;
 pub use telemetry::Telemetry;

@@ -10,13 +10,13 @@ use rand::RngExt;
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::bind::Bound;
 use crate::body::Outgoing;
+use crate::endpoint::Wanted;
 use crate::forward::Call;
 use crate::head::Head;
 use crate::rule::Mirror;
-use crate::serve::Bound;
 use crate::shared::Shared;
-use crate::upstream::Wanted;
 
 /// Copies under way at a time; of more requests none is made.
 pub(crate) const MAX_MIRRORS: usize = 256;
@@ -54,7 +54,6 @@ pub(crate) fn start(
             service: &call.service,
             port: call.port,
             first: &bound.first,
-            two,
         };
         let request = Request::from_parts(parts, copy);
         let exchange = async {

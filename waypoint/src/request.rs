@@ -9,6 +9,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
+use crate::bind::Bound;
 use crate::cors::is_preflight;
 use crate::failure::Failure;
 use crate::forward::{Call, forward};
@@ -17,7 +18,6 @@ use crate::judge::judge;
 use crate::refusal::{is_grpc, refusal};
 use crate::router::{self, Asked, Choice};
 use crate::rule::{Cors, Filter, HeaderChange, Mirror, PathMatch, Rule};
-use crate::serve::Bound;
 use crate::shared::Shared;
 use crate::telemetry::{Entry, LoggedBody};
 use crate::upgrade;

@@ -32,11 +32,9 @@ impl Retry {
 
     /// How long to wait before the attempt after this many: never less than the route says, and not all at once.
     pub(crate) fn wait(&self, attempts: u32) -> Duration {
-        let factor = 2_u32.saturating_pow(attempts.min(8)).min(MAX_BACKOFF);
+        let factor = 2_u32.saturating_pow(attempts).min(MAX_BACKOFF);
         let most = self.backoff.saturating_mul(factor);
-        let spread = most.saturating_sub(self.backoff / 2);
-        let jitter = spread.mul_f64(rand::rng().random_range(0.0..0.5));
-        self.backoff.saturating_mul(factor / 2).max(self.backoff) + jitter
+        self.backoff + most.mul_f64(rand::rng().random_range(0.0..1.0))
     }
 }
 

@@ -18,10 +18,10 @@ use prometheus_client::registry::{Registry, Unit};
 use seine_policy::Decision;
 
 use crate::balance::InFlight;
+use crate::bind::Bound;
+use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
 use crate::request::Body;
-use crate::serve::Bound;
-use crate::upstream::Endpoint;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Version;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -19,14 +20,15 @@ use seine_hbone::{
     Authority, ConnectRequest, Connected, Connector, Forwarded, Io, Pool, ProxyKind, TunnelKey,
 };
 use seine_identity::{AcceptedIdentities, CertificateManager, Identity};
-use seine_workload::{Destination, HBONE_PORT, Service, Target, Transport};
+use seine_workload::HBONE_PORT;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::balance::{InFlight, Loads};
+use crate::bind::First;
 use crate::body::Outgoing;
+use crate::endpoint::{self, Endpoint, Wanted};
 use crate::failure::Failure;
-use crate::serve::Pod;
 use crate::shared::Shared;
 
 /// A connection that nobody used for this long is closed.
@@ -36,137 +38,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How many endpoints are tried.
 const ATTEMPTS: usize = 3;
 
-/// How many endpoints that fail are passed over, and how often a second one is drawn.
-const PASSED_OVER: usize = 16;
-const DRAWS: usize = 2;
-
 type Request = http::Request<Outgoing>;
 type Response = http::Response<Incoming>;
 /// A failure, and the request where the backend has certainly not seen it.
 type Unanswered = (Failure, Option<Box<Request>>);
-
-/// For whom a request is made.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct First {
-    /// Whom TLS verified.
-    pub identity: Identity,
-    /// Where its connection comes from.
-    pub address: SocketAddr,
-}
-
-/// An endpoint of a backend.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The name of its workload.
-    pub uid: Arc<str>,
-    /// Where its application listens.
-    pub address: SocketAddr,
-    service: Arc<Service>,
-    /// Who its proxy may be; `None` without a proxy.
-    peers: Option<AcceptedIdentities>,
-}
-
-impl Endpoint {
-    /// A pod that was addressed itself: there is no other.
-    pub(crate) fn of_pod(
-        pod: &Pod,
-        service: &Arc<Service>,
-        tried: &[Arc<str>],
-    ) -> Result<Self, Failure> {
-        let Pod {
-            workload, address, ..
-        } = pod;
-        if tried.contains(&workload.uid) {
-            return Err(Failure::Unavailable(format!("{address} was tried")));
-        }
-        Ok(Self {
-            uid: workload.uid.clone(),
-            address: *address,
-            service: service.clone(),
-            peers: workload
-                .is_meshed()
-                .then(|| workload.identity.clone().into()),
-        })
-    }
-}
-
-/// What is asked, by whom, and in which version.
-pub(crate) struct Wanted<'a> {
-    /// In the place of the service's endpoints.
-    pub(crate) pod: Option<&'a Pod>,
-    pub(crate) service: &'a Arc<Service>,
-    pub(crate) port: u16,
-    pub(crate) first: &'a First,
-    /// HTTP/2.
-    pub(crate) two: bool,
-}
-
-/// Chooses an endpoint of a service that was not tried yet: of two drawn at random the less loaded one, and none that
-/// fails as long as there is another.
-pub(crate) fn endpoint(
-    shared: &Shared,
-    service: &Arc<Service>,
-    port: u16,
-    client: IpAddr,
-    tried: &[Arc<str>],
-) -> Result<Endpoint, Failure> {
-    let loads = shared.upstreams.loads();
-    let mut excluded = tried.to_vec();
-    let mut failing = None;
-    for _ in 0..PASSED_OVER {
-        let draw = || draw(shared, service, port, client, &excluded);
-        let first = match draw() {
-            Ok(first) => first,
-            Err(error) => return failing.ok_or(error),
-        };
-        if loads.is_ejected(first.address) {
-            excluded.push(first.uid.clone());
-            failing.get_or_insert(first);
-            continue;
-        }
-        let mut others = (0..DRAWS).filter_map(|_| draw().ok());
-        let second =
-            others.find(|other| other.uid != first.uid && !loads.is_ejected(other.address));
-        let better = second.filter(|other| loads.cost(other.address) < loads.cost(first.address));
-        return Ok(better.unwrap_or(first));
-    }
-    draw(shared, service, port, client, tried)
-}
-
-fn draw(
-    shared: &Shared,
-    service: &Arc<Service>,
-    port: u16,
-    client: IpAddr,
-    tried: &[Arc<str>],
-) -> Result<Endpoint, Failure> {
-    let own = shared.own_workload();
-    let found = shared
-        .store
-        .resolve_backend(service, port, client, own.as_deref(), tried)
-        .map_err(|error| Failure::Unavailable(error.to_string()))?;
-    let unusable = |why: &str| {
-        let key = &service.key;
-        Err(Failure::Unavailable(format!("{key} port {port}: {why}")))
-    };
-    let Destination::Workload(upstream) = found else {
-        return unusable("its load balancing leaves no choice to a waypoint");
-    };
-    let peers = match &upstream.transport {
-        Transport::Hbone => Some(upstream.identities()),
-        Transport::Tcp => None,
-        Transport::Gateway { .. } => return unusable("it is on another network"),
-    };
-    let Target::Address(address) = upstream.target else {
-        return unusable("its workload has no address");
-    };
-    Ok(Endpoint {
-        uid: upstream.workload.uid.clone(),
-        address,
-        service: service.clone(),
-        peers,
-    })
-}
 
 /// What requests must have in common to share a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -240,24 +115,20 @@ impl Upstreams {
         avoid: &[Arc<str>],
         seen: &mut Option<Endpoint>,
     ) -> Result<(Response, InFlight), Failure> {
-        let client = to.first.address.ip();
         let broken = request.body().broken();
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
             let avoided = [avoid, &tried].concat();
-            let find = |excluded: &[_]| match to.pod {
-                Some(pod) => Endpoint::of_pod(pod, to.service, excluded),
-                None => endpoint(shared, to.service, to.port, client, excluded),
-            };
-            let endpoint = match find(&avoided).or_else(|_| find(&tried)) {
+            let chosen = endpoint::choose(shared, to, &avoided);
+            let endpoint = match chosen.or_else(|_| endpoint::choose(shared, to, &tried)) {
                 Ok(endpoint) => endpoint,
                 // The failure of the last endpoint says more than that there is no further one.
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             *seen = Some(endpoint.clone());
             let load = self.loads.begin(endpoint.address);
-            let answer = self.attempt(shared, &endpoint, to, request).await;
+            let answer = self.attempt(shared, &endpoint, to.first, request).await;
             // A client doesn't decide which backends are held to be failing.
             let answer = answer.map_err(|unanswered| match broken.is_set() {
                 true => (Failure::Body, None),
@@ -284,10 +155,10 @@ impl Upstreams {
         &self,
         shared: &Shared,
         endpoint: &Endpoint,
-        to: &Wanted<'_>,
+        first: &First,
         mut request: Request,
     ) -> Result<Response, Unanswered> {
-        let Wanted { first, two, .. } = *to;
+        let two = request.version() == Version::HTTP_2;
         let generation = match generation(shared).await {
             Ok(generation) => generation,
             Err(failure) => return Err((failure, None)),
