@@ -15,6 +15,7 @@ pub mod client;
 pub mod clock;
 pub mod cni;
 pub mod container;
+pub mod control_alone;
 pub mod control_socket;
 pub mod dns;
 pub mod enter;

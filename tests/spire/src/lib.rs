@@ -8,7 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -170,6 +170,13 @@ impl State {
         let all = move |entry: &&Entry| entry.selectors.iter().all(|one| selectors.contains(one));
         self.entries.iter().filter(all)
     }
+
+    /// With the keys that released agents write.
+    fn bundles_as_sent(self) -> HashMap<String, Vec<u8>> {
+        let bundles = self.bundles.into_iter();
+        let bundles = bundles.map(|(domain, roots)| (format!("spiffe://{domain}"), roots));
+        bundles.collect()
+    }
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -206,11 +213,8 @@ impl DelegatedIdentity for Agent {
         _: Request<SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         self.answers(|state| {
-            // As released agents write it.
-            let bundles = state.bundles.into_iter();
-            let bundles = bundles.map(|(domain, roots)| (format!("spiffe://{domain}"), roots));
             Ok(SubscribeToX509BundlesResponse {
-                ca_certificates: bundles.collect(),
+                ca_certificates: state.bundles_as_sent(),
             })
         })
     }
@@ -259,10 +263,8 @@ impl SpiffeWorkloadApi for Agent {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         has_header(&request)?;
         self.answers(|state| {
-            let bundles = state.bundles.into_iter();
-            let bundles = bundles.map(|(domain, roots)| (format!("spiffe://{domain}"), roots));
             Ok(X509BundlesResponse {
-                bundles: bundles.collect(),
+                bundles: state.bundles_as_sent(),
             })
         })
     }

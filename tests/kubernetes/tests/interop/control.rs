@@ -1,68 +1,43 @@
 //! A control plane of its own for each test, from a folder of objects.
 
-use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use seine_kubernetes_tests::{program, within};
+use seine_kubernetes_tests::program;
+use seine_lab::control_alone::ControlAlone;
 use seine_lab::token::{Issuer, LIFETIME, Subject};
 use x509_parser::extensions::GeneralName;
 
 use crate::grpcurl::Grpcurl;
 
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// It is killed when this is dropped.
 pub(crate) struct Control {
-    child: Child,
+    process: ControlAlone,
     folder: tempfile::TempDir,
-    listen: SocketAddr,
-    issuer: Issuer,
 }
 
 impl Control {
     /// When this returns it serves.
     pub(crate) fn start(objects: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        fs::create_dir(at("objects")).unwrap();
+        let place = folder.path().join("objects");
+        fs::create_dir(&place).unwrap();
         for (name, text) in objects {
-            fs::write(at("objects").join(name), text).unwrap();
+            fs::write(place.join(name), text).unwrap();
         }
-        let issuer = Issuer::create(folder.path()).unwrap();
-        let (listen, admin) = (free(), free());
-        let child = Command::new(program("seine-control").unwrap())
-            .arg("--directory")
-            .arg(at("objects"))
-            .arg("--ca-dir")
-            .arg(at("ca"))
-            .arg("--token-public-key")
-            .arg(issuer.public_key())
-            .arg(format!("--listen={listen}"))
-            .arg(format!("--admin-address={admin}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(at("control.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let control = Self {
-            child,
+        let program = program("seine-control").unwrap();
+        let process = ControlAlone::start(&program, folder.path(), &[], PATIENCE);
+        Self {
+            process: process.unwrap(),
             folder,
-            listen,
-            issuer,
-        };
-        let ready = || Ok(is_ready(admin).then_some(()));
-        if let Err(error) = within(60, "the control plane is ready", ready) {
-            let log = fs::read_to_string(control.folder.path().join("control.log"));
-            panic!("{error:#}\n{}", log.unwrap_or_default());
         }
-        control
     }
 
-    /// Whole or not at all: it is read when it changes.
     pub(crate) fn write(&self, name: &str, text: &str) {
-        let new = self.folder.path().join("new");
-        fs::write(&new, text).unwrap();
-        fs::rename(new, self.folder.path().join("objects").join(name)).unwrap();
+        self.process.write(name, text).unwrap();
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -71,7 +46,7 @@ impl Control {
 
     /// Of the node proxy of node1.
     pub(crate) fn token(&self) -> String {
-        self.issuer.issue(&proxy(), LIFETIME).unwrap()
+        self.process.issuer().issue(&proxy(), LIFETIME).unwrap()
     }
 
     /// The same, signed by another key.
@@ -83,20 +58,11 @@ impl Control {
 
     /// PEM.
     pub(crate) fn roots(&self) -> String {
-        fs::read_to_string(self.folder.path().join("ca/root-cert.pem")).unwrap()
+        fs::read_to_string(self.process.roots()).unwrap()
     }
 
     pub(crate) fn grpcurl(&self, token: &str) -> Grpcurl {
-        let roots = self.folder.path().join("ca/root-cert.pem");
-        Grpcurl::new(self.listen, &roots, token)
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Grpcurl::new(self.process.listen(), &self.process.roots(), token)
     }
 }
 
@@ -133,22 +99,4 @@ pub(crate) fn names(certificate: &str) -> Vec<String> {
             other => panic!("{other:?}"),
         })
         .collect()
-}
-
-/// Nobody else of this machine takes it in the next moment, or the start fails.
-fn free() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
-}
-
-fn is_ready(admin: SocketAddr) -> bool {
-    use std::io::{Read, Write};
-    let ask = || -> std::io::Result<String> {
-        let mut stream = std::net::TcpStream::connect(admin)?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.split(' ').nth(1) == Some("200"))
 }
