@@ -40,8 +40,8 @@ pub struct Pod {
 /// For whom a request is made.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct First {
-    /// Whom TLS verified.
-    pub identity: Identity,
+    /// Whom TLS verified; nobody of a connection from outside the mesh.
+    pub identity: Option<Identity>,
     /// Where its connection comes from.
     pub address: SocketAddr,
 }
@@ -73,7 +73,7 @@ pub(crate) fn bind(shared: &Shared, incoming: &Incoming) -> Option<Bound> {
         .map(unmapped);
     shared.serves(&service).then(|| Bound {
         first: First {
-            identity: incoming.peer_identity.clone(),
+            identity: Some(incoming.peer_identity.clone()),
             address: client
                 .filter(|client| client.ip() == peer.ip())
                 .unwrap_or(peer),

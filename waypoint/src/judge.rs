@@ -98,7 +98,7 @@ fn verdict_on(
     let connection = Connection {
         source: bound.first.address,
         destination,
-        identity: Some(&bound.first.identity),
+        identity: bound.first.identity.as_ref(),
         request,
     };
     verdict(policies, &connection)

@@ -8,6 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode, request};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use seine_identity::Identity;
 
 use crate::bind::Bound;
 use crate::cors::is_preflight;
@@ -74,7 +75,8 @@ async fn route(
     };
 
     let rules = shared.routes.of(&bound.service.key);
-    let from = bound.first.identity.namespace();
+    let identity = bound.first.identity.as_ref();
+    let from = identity.map_or("", Identity::namespace);
     let asked = allowed.asked();
     let choice = match bound.pod {
         // Routes are about the service.

@@ -207,7 +207,9 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
         };
     };
     pair("src.addr", &bound.first.address);
-    pair("src.identity", &bound.first.identity);
+    if let Some(identity) = &bound.first.identity {
+        pair("src.identity", identity);
+    }
     pair("dst.service", &bound.service.key.hostname);
     pair("dst.port", &bound.port);
     if let Some(method) = &entry.method {

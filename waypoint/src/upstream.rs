@@ -48,8 +48,8 @@ type Unanswered = (Failure, Option<Box<Request>>);
 struct Key {
     address: SocketAddr,
     peers: Option<AcceptedIdentities>,
-    identity: Identity,
-    from: IpAddr,
+    /// Of clients without an identity all: the destination judges this proxy, and is told of no other.
+    first: Option<(Identity, IpAddr)>,
     two: bool,
     /// Of our certificate and trust.
     generation: u64,
@@ -166,8 +166,7 @@ impl Upstreams {
         let key = Key {
             address: endpoint.address,
             peers: endpoint.peers.clone(),
-            identity: first.identity.clone(),
-            from: first.address.ip(),
+            first: (first.identity.clone()).map(|identity| (identity, first.address.ip())),
             two,
             generation,
         };
@@ -287,8 +286,11 @@ impl Upstreams {
             client: Some(first.address),
             host: Some((&*endpoint.service.key.hostname).into()),
         });
-        request.proxy_kind = Some(ProxyKind::Waypoint);
-        request.first_client = Some(first.identity.clone());
+        request.proxy_kind = Some(match first.identity {
+            Some(_) => ProxyKind::Waypoint,
+            None => ProxyKind::Gateway,
+        });
+        request.first_client.clone_from(&first.identity);
         let opened = Box::pin(self.tunnels.open(&key, &self.connector, &request)).await?;
         Ok(Io::from(opened.stream))
     }
