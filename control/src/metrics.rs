@@ -100,6 +100,7 @@ pub fn registry(facts: &Facts<'_>) -> Registry {
         (ResourceType::Address, "address"),
         (ResourceType::Authorization, "authorization"),
         (ResourceType::Route, "route"),
+        (ResourceType::Traffic, "traffic"),
     ] {
         let count = snapshot.of(kind).len() as u64;
         resources
@@ -149,8 +150,11 @@ fn is_behind(entry: &Entry, generation: u64) -> bool {
 fn count_conditions(report: &[ObjectStatus]) -> BTreeMap<ConditionLabels, u64> {
     let mut counts = BTreeMap::new();
     // Also zero is said of what users write, so that an alert sees a series that never ends.
-    for kind in ["AuthorizationPolicy", "MeshTLS"] {
+    for kind in ["AuthorizationPolicy", "MeshTLS", "TrafficPolicy"] {
         for condition in ["Accepted", "ResolvedRefs", "Programmed", "Enforced"] {
+            if (kind, condition) == ("TrafficPolicy", "Programmed") {
+                continue;
+            }
             for status in ["True", "False"] {
                 let kind = kind.to_owned();
                 counts.insert(

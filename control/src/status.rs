@@ -14,7 +14,11 @@ use seine_objects::{
 };
 use serde::Serialize;
 
-use crate::{model::Model, publish::Totals, translate::PolicyFinding};
+use crate::{
+    model::Model,
+    publish::Totals,
+    translate::{PolicyFinding, TrafficFinding},
+};
 
 type Found = BTreeMap<ObjectKey, PolicyFinding>;
 
@@ -22,7 +26,7 @@ type Found = BTreeMap<ObjectKey, PolicyFinding>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, `Service`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, `TrafficPolicy`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, `Service`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -77,6 +81,11 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
     for (key, policy) in &objects.peer_authentications {
         let found = &findings.peer_authentications;
         add(Kind::PeerAuthentication, key, &policy.metadata, found);
+    }
+    for (key, policy) in &objects.traffic_policies {
+        if let Some(finding) = findings.traffic_policies.get(key) {
+            report.push(traffic_status(key, &policy.metadata, finding));
+        }
     }
     for ((kind, key), found) in &findings.routes {
         let http = objects.http_routes.get(key).map(|route| &route.metadata);
@@ -198,6 +207,45 @@ fn policy_status(
         condition("Enforced", enforced, reason, enforcement),
     ];
     status(kind, key, conditions)
+}
+
+/// Of a `TrafficPolicy`. Which waypoints hold it is not said.
+fn traffic_status(key: &ObjectKey, metadata: &ObjectMeta, found: &TrafficFinding) -> ObjectStatus {
+    let TrafficFinding {
+        unresolved,
+        conflicts,
+        unenforced,
+    } = found;
+    let said = |what: &[String], else_said: &str| match what {
+        [] => else_said.to_owned(),
+        what => what.join("; "),
+    };
+    let without = [conflicts.as_slice(), unenforced].concat();
+    let (enforced, reason) = match (conflicts.is_empty(), unenforced.is_empty()) {
+        _ if !unresolved.is_empty() => (false, "NotFound"),
+        (false, _) => (false, "Conflicted"),
+        (true, false) => (false, "NoWaypoint"),
+        (true, true) => (true, "Enforced"),
+    };
+    let everywhere = match unresolved.is_empty() {
+        true => "every waypoint that sends requests to the Services obeys it",
+        false => "not of every reference there is an object",
+    };
+    let generation = metadata.generation;
+    let condition =
+        |kind, holds, reason, message| condition(kind, holds, reason, message, generation);
+    let resolved = unresolved.is_empty();
+    let conditions = vec![
+        condition("Accepted", true, "Valid", "the policy is valid".to_owned()),
+        condition(
+            "ResolvedRefs",
+            resolved,
+            if resolved { "Resolved" } else { "NotFound" },
+            said(unresolved, "every reference leads to an object"),
+        ),
+        condition("Enforced", enforced, reason, said(&without, everywhere)),
+    ];
+    status(&Kind::TrafficPolicy.to_string(), key, conditions)
 }
 
 fn problem_status(problem: &Problem) -> ObjectStatus {

@@ -13,7 +13,7 @@ use seine_identity::{
     CertificateManager, CertificateSource, Identity, ManagerOptions, MeshCa, MeshCaOptions,
     TrustDomain,
 };
-use seine_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_RULE_TYPE};
+use seine_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
 use seine_telemetry::Readiness;
 use seine_workload::Store;
 use seine_xds::{Client, Connection, Grpc, GrpcOptions, NodeInfo, Protocol, Status};
@@ -29,15 +29,20 @@ use tracing::{info, warn};
 use crate::admin;
 use crate::config::Config;
 use crate::mirror::MAX_MIRRORS;
-use crate::retry::Budgets;
 use crate::routes::{Configuration, Routes};
 use crate::serve;
 use crate::shared::Shared;
 use crate::telemetry::Telemetry;
+use crate::traffic::Traffic;
 use crate::upstream::Upstreams;
 
 /// The types in the order in which they are needed.
-const TYPES: [&str; 3] = [AUTHORIZATION_TYPE, ROUTE_RULE_TYPE, ADDRESS_TYPE];
+const TYPES: [&str; 4] = [
+    AUTHORIZATION_TYPE,
+    ROUTE_RULE_TYPE,
+    TRAFFIC_POLICY_TYPE,
+    ADDRESS_TYPE,
+];
 
 /// Runs a waypoint until it is told to end.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -95,14 +100,16 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
     let readiness = Readiness::default();
     readiness.pending("configuration", "nothing has come from the control plane");
     readiness.pending("certificate", "it is asked for");
+    let traffic = Arc::<Traffic>::default();
+    let pool = Pool::new(hbone.clone());
     Ok(Arc::new(Shared {
         identity,
         store: Arc::new(Store::new(&config.network)),
         routes: Arc::default(),
-        upstreams: Upstreams::new(Pool::new(hbone.clone()), certificates.clone()),
+        upstreams: Upstreams::new(pool, certificates.clone(), traffic.clone()),
         certificates,
         hbone: Arc::new(hbone),
-        budgets: Budgets::default(),
+        traffic,
         mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
         tasks: TaskTracker::new(),
         telemetry: Telemetry::default(),
@@ -131,6 +138,7 @@ fn follow(shared: &Shared) -> Client<Grpc> {
     let configuration = Configuration {
         store: shared.store.clone(),
         routes: Arc::<Routes>::clone(&shared.routes),
+        traffic: shared.traffic.clone(),
     };
     Client::new(
         connect,

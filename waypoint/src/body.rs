@@ -22,25 +22,40 @@ const MIRROR_FRAMES: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Outgoing {
     /// As it comes from the client.
-    Plain(Incoming, Broken),
+    Plain(Incoming, Upload),
     /// One reading of a body that may be read again, or that is copied.
     Shared(Reading),
     /// A mirror's.
     Copy(Copy),
 }
 
-/// Whether the client's body broke off or is malformed, which is not the backend's fault.
+/// How far the client is with its body: what of it is not the backend's fault.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Broken(Arc<AtomicBool>);
+pub(crate) struct Upload(Arc<Flags>);
 
-impl Broken {
-    /// It did.
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+#[derive(Debug, Default)]
+struct Flags {
+    broken: AtomicBool,
+    awaited: AtomicBool,
+}
+
+impl Upload {
+    /// It broke off, or is malformed.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.0.broken.load(Ordering::Acquire)
     }
 
-    fn set(&self) {
-        self.0.store(true, Ordering::Release);
+    /// The backend would take more of it, and the client has not sent it yet.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.0.awaited.load(Ordering::Acquire)
+    }
+
+    fn polled<T, E>(&self, polled: &Poll<Option<Result<T, E>>>) {
+        let flags = &self.0;
+        flags.awaited.store(polled.is_pending(), Ordering::Release);
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            flags.broken.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -73,7 +88,7 @@ struct State {
     bytes: usize,
     /// The client's body is at its end.
     ended: bool,
-    broken: Broken,
+    upload: Upload,
     /// Which reading is in force; earlier ones get nothing any more.
     reading: u64,
     copies: Vec<mpsc::Sender<Option<Part>>>,
@@ -107,7 +122,7 @@ impl Source {
             hint,
             read: (again && !too_long).then(Vec::new),
             bytes: 0,
-            broken: Broken::default(),
+            upload: Upload::default(),
             reading: 0,
             copies: Vec::new(),
         })))
@@ -117,7 +132,7 @@ impl Source {
     pub(crate) fn again(&self) -> Option<Outgoing> {
         let mut state = self.0.lock();
         let first = state.reading == 0;
-        if state.broken.is_set() || (state.read.is_none() && !first) {
+        if state.upload.is_broken() || (state.read.is_none() && !first) {
             return None;
         }
         state.reading += 1;
@@ -150,13 +165,14 @@ impl State {
         if self.ended {
             return Poll::Ready(None);
         }
-        let part = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        self.upload.polled(&polled);
+        let part = match ready!(polled) {
             None => {
                 self.end();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
-                self.broken.set();
                 self.copies.clear();
                 return Poll::Ready(Some(Err(error.into())));
             }
@@ -209,11 +225,11 @@ impl Part {
 
 impl Outgoing {
     /// What is known of the client's part of it, also after it was sent.
-    pub(crate) fn broken(&self) -> Broken {
+    pub(crate) fn upload(&self) -> Upload {
         match self {
-            Self::Plain(_, broken) => broken.clone(),
-            Self::Shared(reading) => reading.source.0.lock().broken.clone(),
-            Self::Copy(_) => Broken::default(),
+            Self::Plain(_, upload) => upload.clone(),
+            Self::Shared(reading) => reading.source.0.lock().upload.clone(),
+            Self::Copy(_) => Upload::default(),
         }
     }
 }
@@ -227,11 +243,9 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Plain(incoming, broken) => {
+            Self::Plain(incoming, upload) => {
                 let polled = Pin::new(incoming).poll_frame(cx);
-                if matches!(polled, Poll::Ready(Some(Err(_)))) {
-                    broken.set();
-                }
+                upload.polled(&polled);
                 polled.map_err(BodyError::Client)
             }
             Self::Shared(reading) => {
@@ -282,6 +296,6 @@ impl Body for Outgoing {
 
 impl From<Incoming> for Outgoing {
     fn from(incoming: Incoming) -> Self {
-        Self::Plain(incoming, Broken::default())
+        Self::Plain(incoming, Upload::default())
     }
 }

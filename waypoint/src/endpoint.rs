@@ -1,14 +1,19 @@
 //! Which endpoint of a backend is asked.
 
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::HeaderMap;
 use seine_identity::AcceptedIdentities;
-use seine_workload::{Destination, Service, Target, Transport};
+use seine_workload::{Destination, Service, Target, Transport, Unavailable, Upstream};
 
 use crate::bind::{First, Pod};
 use crate::failure::Failure;
 use crate::shared::Shared;
+use crate::traffic::Backend;
+use crate::traffic_policy::Algorithm;
 
 /// How many endpoints that fail are passed over, and how often a second one is drawn.
 const PASSED_OVER: usize = 16;
@@ -34,10 +39,51 @@ pub(crate) struct Wanted<'a> {
     pub(crate) service: &'a Arc<Service>,
     pub(crate) port: u16,
     pub(crate) first: &'a First,
+    /// What is known of the service.
+    pub(crate) backend: Arc<Backend>,
+    /// Requests with the same one go to the same endpoint, where its policy wants that.
+    pub(crate) hash: Option<u64>,
 }
 
-/// Chooses an endpoint that was not tried yet: of two drawn at random the less loaded one, and none that fails as long
-/// as there is another. A pod that was addressed itself is the only one.
+impl<'a> Wanted<'a> {
+    /// For a request with these headers.
+    pub(crate) fn new(
+        shared: &Shared,
+        (service, port): (&'a Arc<Service>, u16),
+        first: &'a First,
+        headers: &HeaderMap,
+    ) -> Self {
+        let backend = shared.traffic.of(&service.key);
+        let hash = match &backend.rules().policy.algorithm {
+            Algorithm::RingHash(on) => on.value(first, headers).map(|value| hash_of(&value)),
+            _ => None,
+        };
+        Self {
+            pod: None,
+            service,
+            port,
+            first,
+            backend,
+            hash,
+        }
+    }
+
+    /// Endpoints of which one may be chosen.
+    pub(crate) fn count(&self, shared: &Shared) -> usize {
+        self.all(shared, &[]).map_or(0, |all| all.len())
+    }
+
+    fn all(&self, shared: &Shared, tried: &[Arc<str>]) -> Result<Vec<Upstream>, Unavailable> {
+        let client = self.first.address.ip();
+        let own = shared.own_workload();
+        shared
+            .store
+            .backends(self.service, self.port, client, own.as_deref(), tried)
+    }
+}
+
+/// Chooses an endpoint that was not tried yet, as the service's policy wants it, and none that fails as long as there is
+/// another. A pod that was addressed itself is the only one.
 pub(crate) fn choose(
     shared: &Shared,
     wanted: &Wanted<'_>,
@@ -46,7 +92,33 @@ pub(crate) fn choose(
     if let Some(pod) = wanted.pod {
         return of_pod(pod, wanted.service, tried);
     }
-    let loads = shared.upstreams.loads();
+    let (backend, rules) = (&wanted.backend, wanted.backend.rules());
+    let loads = &backend.loads;
+    match (&rules.policy.algorithm, wanted.hash) {
+        (Algorithm::LeastRequest, _) => drawn(shared, wanted, tried, |endpoint| {
+            f64::from(loads.under_way(endpoint))
+        }),
+        (Algorithm::RoundRobin, _) => {
+            let turn = backend.turn();
+            listed(shared, wanted, tried, |all| turn % all.len())
+        }
+        (Algorithm::RingHash(_), Some(hash)) => {
+            listed(shared, wanted, tried, |all| nearest(hash, all))
+        }
+        (Algorithm::PeakEwma | Algorithm::RingHash(_), _) => {
+            drawn(shared, wanted, tried, |endpoint| loads.cost(endpoint))
+        }
+    }
+}
+
+/// Of two drawn at random the one of the lesser cost.
+fn drawn(
+    shared: &Shared,
+    wanted: &Wanted<'_>,
+    tried: &[Arc<str>],
+    cost: impl Fn(SocketAddr) -> f64,
+) -> Result<Endpoint, Failure> {
+    let loads = &wanted.backend.loads;
     let mut excluded = tried.to_vec();
     let mut failing = None;
     for _ in 0..PASSED_OVER {
@@ -63,10 +135,59 @@ pub(crate) fn choose(
         let mut others = (0..DRAWS).filter_map(|_| draw().ok());
         let second =
             others.find(|other| other.uid != first.uid && !loads.is_ejected(other.address));
-        let better = second.filter(|other| loads.cost(other.address) < loads.cost(first.address));
+        let better = second.filter(|other| cost(other.address) < cost(first.address));
         return Ok(better.unwrap_or(first));
     }
     draw(shared, wanted, tried)
+}
+
+/// Of all that don't fail, or of all, the one at this place.
+fn listed(
+    shared: &Shared,
+    wanted: &Wanted<'_>,
+    tried: &[Arc<str>],
+    place: impl FnOnce(&[Endpoint]) -> usize,
+) -> Result<Endpoint, Failure> {
+    let all = wanted.all(shared, tried).map_err(unavailable)?;
+    let usable = all.iter().map(|upstream| usable(wanted, upstream));
+    let (mut good, mut failing, mut why) = (Vec::new(), Vec::new(), None);
+    for endpoint in usable {
+        match endpoint {
+            Ok(endpoint) if wanted.backend.loads.is_ejected(endpoint.address) => {
+                failing.push(endpoint);
+            }
+            Ok(endpoint) => good.push(endpoint),
+            Err(failure) => why = Some(failure),
+        }
+    }
+    let mut found = match good.is_empty() {
+        true => failing,
+        false => good,
+    };
+    match (found.is_empty(), why) {
+        (true, Some(failure)) => Err(failure),
+        (true, None) => Err(Failure::Unavailable("no endpoint is left".into())),
+        (false, _) => {
+            let place = place(&found);
+            Ok(found.swap_remove(place))
+        }
+    }
+}
+
+/// The place of the one whose name goes best with the hash: when one comes or goes, only its own share moves (rendezvous
+/// hashing: a ring on which each has as many points as there are values).
+fn nearest(hash: u64, all: &[Endpoint]) -> usize {
+    let together = |endpoint: &Endpoint| hash_of(&(hash, &endpoint.uid));
+    let places = all.iter().enumerate();
+    let nearest = places.max_by_key(|(_, endpoint)| together(endpoint));
+    nearest.map_or(0, |(place, _)| place)
+}
+
+/// The same in every pod of a waypoint.
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn of_pod(pod: &Pod, service: &Arc<Service>, tried: &[Arc<str>]) -> Result<Endpoint, Failure> {
@@ -93,26 +214,65 @@ fn draw(shared: &Shared, wanted: &Wanted<'_>, tried: &[Arc<str>]) -> Result<Endp
     let found = shared
         .store
         .resolve_backend(service, port, client, own.as_deref(), tried)
-        .map_err(|error| Failure::Unavailable(error.to_string()))?;
-    let unusable = |why: &str| {
-        let key = &service.key;
-        Err(Failure::Unavailable(format!("{key} port {port}: {why}")))
-    };
-    let Destination::Workload(upstream) = found else {
-        return unusable("its load balancing leaves no choice to a waypoint");
-    };
+        .map_err(unavailable)?;
+    match found {
+        Destination::Workload(upstream) => usable(wanted, &upstream),
+        _ => Err(unusable(
+            wanted,
+            "its load balancing leaves no choice to a waypoint",
+        )),
+    }
+}
+
+fn usable(wanted: &Wanted<'_>, upstream: &Upstream) -> Result<Endpoint, Failure> {
     let peers = match &upstream.transport {
         Transport::Hbone => Some(upstream.identities()),
         Transport::Tcp => None,
-        Transport::Gateway { .. } => return unusable("it is on another network"),
+        Transport::Gateway { .. } => return Err(unusable(wanted, "it is on another network")),
     };
     let Target::Address(address) = upstream.target else {
-        return unusable("its workload has no address");
+        return Err(unusable(wanted, "its workload has no address"));
     };
     Ok(Endpoint {
         uid: upstream.workload.uid.clone(),
         address,
-        service: service.clone(),
+        service: wanted.service.clone(),
         peers,
     })
+}
+
+fn unusable(wanted: &Wanted<'_>, why: &str) -> Failure {
+    let (key, port) = (&wanted.service.key, wanted.port);
+    Failure::Unavailable(format!("{key} port {port}: {why}"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is an error's conversion")]
+fn unavailable(error: Unavailable) -> Failure {
+    Failure::Unavailable(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_stays_where_it_is_when_another_endpoint_goes() {
+        let names: Vec<String> = (0..10).map(|number| format!("pod-{number}")).collect();
+        let of = |hash: u64, names: &[&String]| {
+            let names = names.iter().map(|name| Arc::<str>::from(name.as_str()));
+            let best = names.max_by_key(|uid| hash_of(&(hash, uid)));
+            best.unwrap()
+        };
+        let all: Vec<&String> = names.iter().collect();
+        let fewer: Vec<&String> = names.iter().skip(1).collect();
+        let mut of_first = 0;
+        for hash in 0..1000 {
+            let before = of(hash, &all);
+            match *before == *names[0] {
+                true => of_first += 1,
+                false => assert_eq!(of(hash, &fewer), before),
+            }
+        }
+        assert!((50..200).contains(&of_first), "{of_first}");
+    }
 }

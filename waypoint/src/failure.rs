@@ -9,6 +9,7 @@ use seine_hbone::{Fault, OpenError};
 use seine_policy::Reason;
 
 use crate::head::BadHead;
+use crate::traffic_policy::Breaker;
 
 /// What went wrong with a request or a connection.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum Failure {
     /// Policy, or the absence of it.
     #[error("{0}")]
     Denied(Reason),
+    /// More requests than a policy lets clients make; after this time there may be another.
+    #[error("more requests than the service's rateLimit allows: the next one in {0:?}")]
+    Limited(Duration),
     /// No rule matches.
     #[error("the service has routes, and none matches")]
     NoRoute,
@@ -33,6 +37,12 @@ pub enum Failure {
         /// What is wrong with it.
         reason: String,
     },
+    /// More requests are under way than a policy allows.
+    #[error(
+        "{} requests are under way and {} wait, which is all that the backend's circuitBreaker allows",
+        .0.max_requests, .0.max_pending
+    )]
+    Overloaded(Breaker),
     /// Nothing can take the request.
     #[error("{0}")]
     Unavailable(String),
@@ -72,6 +82,7 @@ pub enum Failure {
 pub enum GrpcStatus {
     DeadlineExceeded = 4,
     PermissionDenied = 7,
+    ResourceExhausted = 8,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
@@ -83,12 +94,14 @@ impl Failure {
         match self {
             Self::BadRequest(_) | Self::Body => StatusCode::BAD_REQUEST,
             Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Route { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unavailable(_) | Self::Connect { .. } | Self::NoCertificate { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Tunnel(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable(_)
+            | Self::Overloaded(_)
+            | Self::Connect { .. }
+            | Self::Tunnel(_)
+            | Self::NoCertificate { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream(_) | Self::Answer(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -99,6 +112,7 @@ impl Failure {
         match self {
             Self::BadRequest(_) | Self::Body => GrpcStatus::Internal,
             Self::Denied(_) => GrpcStatus::PermissionDenied,
+            Self::Limited(_) => GrpcStatus::ResourceExhausted,
             Self::NoRoute => GrpcStatus::Unimplemented,
             Self::Timeout(_) => GrpcStatus::DeadlineExceeded,
             _ => GrpcStatus::Unavailable,
@@ -122,6 +136,8 @@ impl Failure {
         match self {
             Self::BadRequest(_) | Self::Body => "BAD_REQUEST",
             Self::Denied(_) => "DENY",
+            Self::Limited(_) => "RATE_LIMITED",
+            Self::Overloaded(_) => "OVERLOADED",
             Self::NoRoute => "NO_ROUTE",
             Self::Route { .. } => "ROUTE",
             Self::Unavailable(_) => "NO_ENDPOINT",
@@ -135,9 +151,14 @@ impl Failure {
     /// Whose fault it was.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::BadRequest(_) | Self::Body | Self::Denied(_) | Self::NoRoute => Fault::Downstream,
+            Self::BadRequest(_)
+            | Self::Body
+            | Self::Denied(_)
+            | Self::Limited(_)
+            | Self::NoRoute => Fault::Downstream,
             Self::Route { .. } | Self::NoCertificate { .. } => Fault::Internal,
             Self::Unavailable(_)
+            | Self::Overloaded(_)
             | Self::Connect { .. }
             | Self::Tunnel(_)
             | Self::Upstream(_)

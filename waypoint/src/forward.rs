@@ -108,11 +108,10 @@ pub(crate) async fn forward(
     if let Some((protocol, _)) = &upgrade {
         upgrade::announce(&mut parts.headers, protocol);
     }
+    let service = (&call.service, call.port);
     let to = Wanted {
         pod: bound.pod.as_ref(),
-        service: &call.service,
-        port: call.port,
-        first: &bound.first,
+        ..Wanted::new(shared, service, &bound.first, &parts.headers)
     };
     let sent = attempts(shared, &to, rule, &parts, &mut body, entry);
     let limit = rule.and_then(|rule| rule.request_timeout);
@@ -157,25 +156,32 @@ async fn attempts(
     body: &mut Attempts,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, InFlight), Failure> {
-    let service = &to.service.key;
+    let backend = &to.backend;
     let retry = rule.and_then(|rule| rule.retry.as_ref());
     let limit = rule.and_then(|rule| rule.backend_timeout);
     if retry.is_some() {
-        shared.budgets.request(service);
+        backend.budget.request();
     }
     let mut reading = body.next().expect("the first one is there");
     let mut avoid = Vec::new();
     loop {
+        let upload = reading.upload();
         let request = Request::from_parts(parts.clone(), reading);
         let seen = &mut entry.endpoint;
         let sent = shared.upstreams.send(shared, to, request, &avoid, seen);
         let result = within(limit, sent).await;
-        if let (Err(Failure::Timeout(_)), Some(endpoint)) = (&result, &entry.endpoint) {
-            shared.upstreams.loads().failed(endpoint.address);
+        // A client that is slow with its body doesn't decide which backends are held to be failing.
+        if let (Err(Failure::Timeout(_)), Some(endpoint), false) =
+            (&result, &entry.endpoint, upload.is_awaited())
+        {
+            let outlier = backend.rules().policy.outlier;
+            let loads = &backend.loads;
+            loads.failed(endpoint.address, &outlier, || to.count(shared));
         }
         let ended = result.as_ref().map(|(response, _)| response.status());
         let retry = retry.filter(|retry| entry.retries < retry.attempts && retry.wants(ended));
-        let Some(retry) = retry.filter(|_| shared.budgets.retry(service)) else {
+        let budget = || backend.budget.retry(&backend.rules().policy.budget);
+        let Some(retry) = retry.filter(|_| budget()) else {
             return result;
         };
         match body.next() {

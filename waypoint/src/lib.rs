@@ -1,8 +1,8 @@
 //! The L7 proxy: HTTP to the services that are bound to it, routed and guarded request by request.
 //!
 //! The way of a request, from module to module: `serve` takes the tunnel, and `bind` knows what its CONNECT is for and
-//! who the client is; [`head`] refuses what is ambiguous; `request` asks `judge` for policy, then [`router`] for the rule, and
-//! applies its filters; `forward` makes copies and attempts; for each attempt [`endpoint`] chooses whom to ask, and
+//! who the client is; [`head`] refuses what is ambiguous; `request` asks `judge` for policy and `limit` whether it is too much,
+//! then [`router`] for the rule, and applies its filters; `forward` makes copies and attempts; for each attempt [`endpoint`] chooses whom to ask, and
 //! [`upstream`] sends the request there on behalf of its client; `telemetry` writes its line. What isn't HTTP goes from
 //! `bind` to `opaque`.
 
@@ -14,12 +14,14 @@ mod balance;
 mod bind;
 mod body;
 pub mod config;
+mod cookie;
 mod cors;
 pub mod endpoint;
 pub mod failure;
 mod forward;
 pub mod head;
 mod judge;
+mod limit;
 mod linger;
 mod mirror;
 mod opaque;
@@ -33,6 +35,8 @@ pub mod rule;
 mod serve;
 pub mod shared;
 mod telemetry;
+pub mod traffic;
+mod traffic_policy;
 mod upgrade;
 pub mod upstream;
 

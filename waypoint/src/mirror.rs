@@ -49,12 +49,8 @@ pub(crate) fn start(
     };
     let (shared, bound) = (shared.clone(), bound.clone());
     tokio::spawn(async move {
-        let to = Wanted {
-            pod: None,
-            service: &call.service,
-            port: call.port,
-            first: &bound.first,
-        };
+        let service = (&call.service, call.port);
+        let to = Wanted::new(&shared, service, &bound.first, &parts.headers);
         let request = Request::from_parts(parts, copy);
         let exchange = async {
             let (response, _load) = shared

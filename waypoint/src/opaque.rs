@@ -1,6 +1,8 @@
 //! A connection whose bytes nobody parses, under the policies that don't need to know them.
 
-use http::StatusCode;
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
 use seine_hbone::{Incoming, Io};
 use tokio::io::copy_bidirectional;
 use tracing::debug;
@@ -9,6 +11,7 @@ use crate::bind::Bound;
 use crate::endpoint::{self, Wanted};
 use crate::failure::Failure;
 use crate::judge::judge;
+use crate::limit;
 use crate::shared::Shared;
 use crate::telemetry::Entry;
 use crate::upstream;
@@ -42,13 +45,18 @@ async fn open(shared: &Shared, bound: &Bound, entry: &mut Entry) -> Result<Io, F
     if !decision.allowed {
         return Err(Failure::Denied(decision.because));
     }
+    // A connection counts as a request without headers.
+    let headers = HeaderMap::new();
+    limit::admit(shared, bound, &headers)?;
+    let service = (&bound.service, bound.port);
     let wanted = Wanted {
         pod: bound.pod.as_ref(),
-        service: &bound.service,
-        port: bound.port,
-        first: &bound.first,
+        ..Wanted::new(shared, service, &bound.first, &headers)
     };
+    let slot = wanted.backend.slot().await?;
     let endpoint = endpoint::choose(shared, &wanted, &[])?;
+    let load = wanted.backend.loads.begin(endpoint.address, slot);
+    entry.load = Some(Arc::new(load));
     entry.endpoint = Some(endpoint.clone());
     let generation = upstream::generation(shared).await?;
     shared

@@ -1,7 +1,7 @@
 //! Answers of the waypoint's own: for HTTP a status and a few words, for gRPC its own status in an answer without a body.
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use http_body_util::{Either, Full};
 
@@ -39,6 +39,11 @@ pub(crate) fn refusal(failure: &Failure, grpc: bool) -> Response<Body> {
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
+    if let Failure::Limited(wait) = failure {
+        // In whole seconds, and never too early.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
     response
 }
 
@@ -71,5 +76,12 @@ mod tests {
         let told = refusal(&Failure::NoRoute, false);
         assert_eq!(told.status().as_u16(), 404);
         assert!(!told.headers().contains_key("grpc-status"));
+        let limited = Failure::Limited(std::time::Duration::from_millis(1001));
+        let told = refusal(&limited, false);
+        assert_eq!(
+            (told.status().as_u16(), &told.headers()["retry-after"]),
+            (429, &HeaderValue::from(2))
+        );
+        assert_eq!(refusal(&limited, true).headers()["grpc-status"], "8");
     }
 }

@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::forward::{Call, forward};
 use crate::head::{self, Head};
 use crate::judge::judge;
+use crate::limit;
 use crate::refusal::{is_grpc, refusal};
 use crate::router::{self, Asked, Choice};
 use crate::rule::{Cors, Filter, HeaderChange, Mirror, PathMatch, Rule};
@@ -63,6 +64,7 @@ async fn route(
     if !decision.allowed {
         return Err(Failure::Denied(decision.because));
     }
+    limit::admit(shared, bound, &parts.headers)?;
     let upgrade = upgrade::wanted(&mut parts);
     let grpc = is_grpc(parts.version, &parts.headers);
     head::strip_hop_by_hop(&mut parts.headers);

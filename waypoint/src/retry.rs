@@ -1,23 +1,18 @@
 //! When a request is sent again, and how many may be: a budget for each service, so that retries never multiply the
 //! load of a service that fails.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use http::StatusCode;
 use parking_lot::Mutex;
 use rand::RngExt;
-use seine_workload::ServiceKey;
 use tokio::time::Instant;
 
 use crate::failure::Failure;
 use crate::rule::Retry;
+use crate::traffic_policy::BudgetSize;
 
-/// The Gateway API's defaults of a budget (GEP-3388): a fifth of the requests of the last ten seconds, and so that
-/// few requests have retries too, ten for each second.
-const SECONDS: u64 = 10;
-const PERCENT: u64 = 20;
-const MIN_RETRIES: u64 = 10 * SECONDS;
 /// The back-off doubles up to so many times the first one.
 const MAX_BACKOFF: u32 = 10;
 
@@ -38,17 +33,12 @@ impl Retry {
     }
 }
 
-/// The budgets of all services.
+/// What was sent to a service, and sent again.
 #[derive(Debug)]
-pub(crate) struct Budgets {
+pub(crate) struct Budget {
     began: Instant,
-    windows: Mutex<HashMap<ServiceKey, Window>>,
-}
-
-/// Requests and retries of the last seconds.
-#[derive(Debug, Default)]
-struct Window {
-    seconds: [Second; SECONDS as usize],
+    /// Of the last seconds, the oldest first; those without a request are not there.
+    seconds: Mutex<VecDeque<Second>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,50 +48,60 @@ struct Second {
     retries: u64,
 }
 
-impl Default for Budgets {
+impl Default for Budget {
     fn default() -> Self {
         Self {
             began: Instant::now(),
-            windows: Mutex::default(),
+            seconds: Mutex::default(),
         }
     }
 }
 
-impl Budgets {
-    /// Counts a request to a service.
-    pub(crate) fn request(&self, service: &ServiceKey) {
-        self.with(service, |second, _| second.requests += 1);
+impl Budget {
+    /// Counts a request.
+    pub(crate) fn request(&self) {
+        self.now(&mut self.seconds.lock()).requests += 1;
     }
 
     /// Whether one more retry may be made; it is counted if so.
-    pub(crate) fn retry(&self, service: &ServiceKey) -> bool {
-        self.with(service, |second, (requests, retries)| {
-            let allowed = retries < MIN_RETRIES.max(requests * PERCENT / 100);
-            second.retries += u64::from(allowed);
-            allowed
-        })
-    }
-
-    fn with<T>(&self, service: &ServiceKey, act: impl FnOnce(&mut Second, (u64, u64)) -> T) -> T {
-        let now = self.began.elapsed().as_secs();
-        let mut windows = self.windows.lock();
-        if !windows.contains_key(service) {
-            windows.insert(service.clone(), Window::default());
-        }
-        let window = windows.get_mut(service).expect("it was just put in");
-        let recent = window.seconds.iter();
-        let recent = recent.filter(|second| second.number + SECONDS > now);
-        let sums = recent.fold((0, 0), |(requests, retries), second| {
+    pub(crate) fn retry(&self, size: &BudgetSize) -> bool {
+        let mut seconds = self.seconds.lock();
+        let since = self.number().saturating_sub(size.seconds - 1);
+        let recent = seconds.iter().filter(|second| second.number >= since);
+        let (requests, retries) = recent.fold((0, 0), |(requests, retries), second| {
             (requests + second.requests, retries + second.retries)
         });
-        let second = &mut window.seconds[(now % SECONDS) as usize];
-        if second.number != now {
-            *second = Second {
-                number: now,
-                ..Second::default()
-            };
+        let least = size.min_per_second * size.seconds;
+        let allowed = retries < least.max(requests * size.percent / 100);
+        self.now(&mut seconds).retries += u64::from(allowed);
+        allowed
+    }
+
+    /// Whether nothing of what it knows counts any more.
+    pub(crate) fn is_idle(&self) -> bool {
+        let since = self.number().saturating_sub(BudgetSize::MAX_SECONDS);
+        let seconds = self.seconds.lock();
+        seconds.back().is_none_or(|last| last.number < since)
+    }
+
+    fn number(&self) -> u64 {
+        self.began.elapsed().as_secs()
+    }
+
+    /// This second's count.
+    fn now<'a>(&self, seconds: &'a mut VecDeque<Second>) -> &'a mut Second {
+        let number = self.number();
+        let old = |second: &Second| second.number + BudgetSize::MAX_SECONDS <= number;
+        while seconds.front().is_some_and(old) {
+            seconds.pop_front();
         }
-        act(second, sums)
+        if seconds.back().is_none_or(|last| last.number != number) {
+            seconds.push_back(Second {
+                number,
+                ..Second::default()
+            });
+        }
+        seconds.back_mut().expect("it was just put in")
     }
 }
 
@@ -109,28 +109,34 @@ impl Budgets {
 mod tests {
     use super::*;
 
-    fn web() -> ServiceKey {
-        ServiceKey {
-            namespace: "shop".into(),
-            hostname: "web".into(),
-        }
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn retries_are_a_fifth_of_the_requests_or_ten_a_second() {
-        let budgets = Budgets::default();
-        let spend = || (0..10_000).take_while(|_| budgets.retry(&web())).count();
-        assert_eq!(spend(), 100);
-        (0..1000).for_each(|_| budgets.request(&web()));
-        assert_eq!(spend(), 100);
-        // Of another service.
-        let other = ServiceKey {
-            hostname: "other".into(),
-            ..web()
+    async fn retries_are_a_share_of_the_requests_or_some_a_second() {
+        let budget = Budget::default();
+        let size = BudgetSize::default();
+        let spend = |size| (0..10_000).take_while(|_| budget.retry(size)).count();
+        assert_eq!(spend(&size), 100);
+        (0..1000).for_each(|_| budget.request());
+        assert_eq!(spend(&size), 100);
+        tokio::time::advance(Duration::from_secs(size.seconds)).await;
+        assert_eq!(spend(&size), 100);
+        // Those are not counted in a shorter time, and the earlier ones in a longer one.
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let small = BudgetSize {
+            percent: 50,
+            min_per_second: 0,
+            seconds: 5,
         };
-        assert!(budgets.retry(&other));
-        tokio::time::advance(Duration::from_secs(SECONDS + 1)).await;
-        assert_eq!(spend(), 100);
+        assert_eq!(spend(&small), 0);
+        (0..10).for_each(|_| budget.request());
+        assert_eq!(spend(&small), 5);
+        let long = BudgetSize {
+            seconds: 60,
+            ..small
+        };
+        assert_eq!(spend(&long), 505 - 305);
+        assert!(!budget.is_idle());
+        tokio::time::advance(Duration::from_secs(62)).await;
+        assert!(budget.is_idle());
     }
 
     #[test]

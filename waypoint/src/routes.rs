@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use prost::Message;
-use seine_proto::ROUTE_RULE_TYPE;
 use seine_proto::discovery::Resource;
 use seine_proto::waypoint::RouteRule;
+use seine_proto::{ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
 use seine_workload::{ServiceKey, Store};
 use seine_xds::{Handler, Refused};
 
 use crate::rule::Rule;
+use crate::traffic::Traffic;
 
 /// The rules.
 #[derive(Debug, Default)]
@@ -99,12 +100,15 @@ pub struct Configuration {
     pub store: Arc<Store>,
     /// Rules of routes.
     pub routes: Arc<Routes>,
+    /// How requests to services are treated.
+    pub traffic: Arc<Traffic>,
 }
 
 impl Handler for Configuration {
     fn held(&self, type_url: &str) -> HashMap<String, String> {
         match type_url {
             ROUTE_RULE_TYPE => self.routes.versions(),
+            TRAFFIC_POLICY_TYPE => self.traffic.versions(),
             _ => self.store.held(type_url),
         }
     }
@@ -112,6 +116,7 @@ impl Handler for Configuration {
     fn apply(&self, type_url: &str, resources: &[Resource], removed: &[String]) -> Vec<Refused> {
         match type_url {
             ROUTE_RULE_TYPE => self.routes.apply(resources, removed),
+            TRAFFIC_POLICY_TYPE => self.traffic.apply(resources, removed),
             _ => self.store.apply(type_url, resources, removed),
         }
     }

@@ -11,9 +11,9 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::retry::Budgets;
 use crate::routes::Routes;
 use crate::telemetry::Telemetry;
+use crate::traffic::Traffic;
 use crate::upstream::Upstreams;
 
 /// What all tasks share.
@@ -32,8 +32,8 @@ pub struct Shared {
     pub hbone: Arc<Settings>,
     /// Connections to backends.
     pub upstreams: Arc<Upstreams>,
-    /// How many requests may be sent again.
-    pub(crate) budgets: Budgets,
+    /// How requests to services are treated.
+    pub traffic: Arc<Traffic>,
     /// How many copies of requests may be under way.
     pub(crate) mirrors: Arc<Semaphore>,
     /// What is waited for at the end.

@@ -24,12 +24,13 @@ use seine_workload::HBONE_PORT;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::balance::{InFlight, Loads};
+use crate::balance::InFlight;
 use crate::bind::First;
 use crate::body::Outgoing;
 use crate::endpoint::{self, Endpoint, Wanted};
 use crate::failure::Failure;
 use crate::shared::Shared;
+use crate::traffic::Traffic;
 
 /// A connection that nobody used for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
@@ -70,17 +71,22 @@ pub struct Upstreams {
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
     tunnels: Pool,
     connector: Arc<dyn Connector>,
-    loads: Loads,
+    /// Swept together with the connections.
+    traffic: Arc<Traffic>,
 }
 
 impl Upstreams {
     /// None yet. Starts a task, so it has to be called within a tokio runtime.
-    pub(crate) fn new(tunnels: Pool, certificates: CertificateManager) -> Arc<Self> {
+    pub(crate) fn new(
+        tunnels: Pool,
+        certificates: CertificateManager,
+        traffic: Arc<Traffic>,
+    ) -> Arc<Self> {
         let upstreams = Arc::new(Self {
             idle: Mutex::default(),
             tunnels,
             connector: Arc::new(Dial { certificates }),
-            loads: Loads::default(),
+            traffic,
         });
         let swept = Arc::downgrade(&upstreams);
         tokio::spawn(async move {
@@ -100,11 +106,6 @@ impl Upstreams {
         self.tunnels.stats()
     }
 
-    /// How loaded the endpoints are.
-    pub(crate) fn loads(&self) -> &Loads {
-        &self.loads
-    }
-
     /// Sends a request to a service's backend and waits for the head of the answer. Where an endpoint can't be
     /// reached, another one is tried. `seen` is the last one; those to `avoid` are asked if there are no others.
     pub(crate) async fn send(
@@ -115,7 +116,9 @@ impl Upstreams {
         avoid: &[Arc<str>],
         seen: &mut Option<Endpoint>,
     ) -> Result<(Response, InFlight), Failure> {
-        let broken = request.body().broken();
+        let upload = request.body().upload();
+        let (backend, outlier) = (&to.backend, to.backend.rules().policy.outlier);
+        let mut slot = backend.slot().await?;
         let mut tried: Vec<Arc<str>> = Vec::new();
         let mut last: Option<Failure> = None;
         loop {
@@ -127,16 +130,23 @@ impl Upstreams {
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             *seen = Some(endpoint.clone());
-            let load = self.loads.begin(endpoint.address);
+            let load = backend.loads.begin(endpoint.address, slot.take());
             let answer = self.attempt(shared, &endpoint, to.first, request).await;
             // A client doesn't decide which backends are held to be failing.
-            let answer = answer.map_err(|unanswered| match broken.is_set() {
+            let answer = answer.map_err(|unanswered| match upload.is_broken() {
                 true => (Failure::Body, None),
                 false => unanswered,
             });
             match &answer {
-                Ok(response) => load.answered(response.status()),
-                Err((failure, _)) if failure.is_of_backend() => self.loads.failed(endpoint.address),
+                Ok(response) => {
+                    let (loads, status) = (&backend.loads, response.status());
+                    let count = || to.count(shared);
+                    loads.answered(endpoint.address, &load, status, &outlier, count);
+                }
+                Err((failure, _)) if failure.is_of_backend() => {
+                    let loads = &backend.loads;
+                    loads.failed(endpoint.address, &outlier, || to.count(shared));
+                }
                 Err(_) => {}
             }
             match answer {
@@ -145,6 +155,7 @@ impl Upstreams {
                     request = *unsent;
                     tried.push(endpoint.uid);
                     last = Some(failure);
+                    slot = load.into_slot();
                 }
                 Err((failure, _)) => return Err(failure),
             }
@@ -228,7 +239,7 @@ impl Upstreams {
     }
 
     fn sweep(&self) {
-        self.loads.sweep();
+        self.traffic.sweep();
         self.idle.lock().retain(|_, list| {
             list.retain(|idle| !idle.is_closed() && idle.since.elapsed() < IDLE);
             !list.is_empty()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use seine_control::translate::PolicyFinding;
+use seine_control::translate::{PolicyFinding, TrafficFinding};
 use seine_objects::{
     Kind, ObjectKey, enrolment,
     enrolment::{DISABLED, ENABLED, MESH_LABEL},
@@ -133,6 +133,9 @@ fn policies(world: &World, found: &mut Findings) {
     for (key, finding) in &world.findings.mesh_tls {
         effect(&format!("MeshTLS {key}"), finding, found);
     }
+    for (key, finding) in &world.findings.traffic_policies {
+        traffic(&format!("TrafficPolicy {key}"), finding, found);
+    }
     for (key, finding) in &world.findings.istio_authorization_policies {
         let about = format!("{} {key}", Kind::IstioAuthorizationPolicy);
         effect(&about, finding, found);
@@ -143,6 +146,26 @@ fn policies(world: &World, found: &mut Findings) {
             finding,
             found,
         );
+    }
+}
+
+fn traffic(about: &str, finding: &TrafficFinding, found: &mut Findings) {
+    for reference in &finding.unresolved {
+        found.add(
+            Error,
+            "UnresolvedReference",
+            about,
+            reference,
+            "correct the reference, or make what it names",
+        );
+    }
+    for conflict in &finding.conflicts {
+        let remedy = "say all of it in one policy for each Service";
+        found.add(Warning, "Conflicted", about, conflict, remedy);
+    }
+    for unenforced in &finding.unenforced {
+        let remedy = "have the Service use a waypoint";
+        found.add(Warning, "NoWaypoint", about, unenforced, remedy);
     }
 }
 

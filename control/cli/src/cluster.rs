@@ -24,9 +24,10 @@ use serde_json::json;
 use crate::files::Objects;
 
 /// The kinds of policies, ours and Istio's.
-pub const POLICIES: [Kind; 4] = [
+pub const POLICIES: [Kind; 5] = [
     Kind::AuthorizationPolicy,
     Kind::MeshTls,
+    Kind::TrafficPolicy,
     Kind::IstioAuthorizationPolicy,
     Kind::PeerAuthentication,
 ];

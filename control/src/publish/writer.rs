@@ -95,7 +95,11 @@ pub fn condition_prefix(kind: ObjectKind) -> &'static str {
 type Seen = (usize, watcher::Result<watcher::Event<DynamicObject>>);
 
 fn kinds(istio: bool) -> impl Iterator<Item = ObjectKind> {
-    let own = [ObjectKind::AuthorizationPolicy, ObjectKind::MeshTls];
+    let own = [
+        ObjectKind::AuthorizationPolicy,
+        ObjectKind::MeshTls,
+        ObjectKind::TrafficPolicy,
+    ];
     let istio = istio.then_some([
         ObjectKind::IstioAuthorizationPolicy,
         ObjectKind::PeerAuthentication,

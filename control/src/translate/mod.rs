@@ -11,6 +11,7 @@ mod policy;
 mod request;
 mod route;
 mod service;
+mod traffic;
 mod waypoint;
 mod workload;
 
@@ -22,7 +23,10 @@ use seine_objects::{
     pods,
     policy::ROOT_NAMESPACE,
 };
-use seine_proto::{security::Authorization, waypoint::RouteRule};
+use seine_proto::{
+    security::Authorization,
+    waypoint::{RouteRule, TrafficPolicy},
+};
 
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
 pub use policy::AUTHORIZATION_EXTENSION;
@@ -81,6 +85,8 @@ pub struct Resources {
     pub authorizations: BTreeMap<String, Authorization>,
     /// Rules of routes, by `kind/namespace/name/index`.
     pub routes: BTreeMap<String, RouteRule>,
+    /// How requests to services are treated, by `namespace/name`.
+    pub traffic: BTreeMap<String, TrafficPolicy>,
     /// What users should know about their objects.
     pub findings: Findings,
 }
@@ -92,6 +98,8 @@ pub struct Findings {
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the route's kind and name.
     pub routes: BTreeMap<(Kind, ObjectKey), RouteFinding>,
+    /// By the `TrafficPolicy`.
+    pub traffic_policies: BTreeMap<ObjectKey, TrafficFinding>,
     /// Services that are bound to a waypoint which is not there: its name.
     pub missing_waypoints: BTreeMap<ObjectKey, ObjectKey>,
     /// By the `MeshTLS`.
@@ -126,6 +134,17 @@ pub struct RouteFinding {
     pub refused: Vec<String>,
 }
 
+/// What became of one `TrafficPolicy`, each as a sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrafficFinding {
+    /// References that lead nowhere.
+    pub unresolved: Vec<String>,
+    /// Services about which an older policy decides.
+    pub conflicts: Vec<String>,
+    /// What no waypoint obeys.
+    pub unenforced: Vec<String>,
+}
+
 /// What became of one policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyFinding {
@@ -153,6 +172,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
     policy::translate(objects, &mut services, &pods, settings, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
+    traffic::translate(objects, &services, settings, &mut resources);
     waypoint::bind(objects, &mut services, &pods, settings, &mut resources);
     resources.findings.missing_waypoints = waypoint::missing(objects, &services);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
@@ -202,5 +222,7 @@ mod istio_tests;
 mod policy_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traffic_tests;
 #[cfg(test)]
 mod waypoint_tests;

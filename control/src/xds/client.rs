@@ -138,7 +138,11 @@ impl Client {
             policies_behind = sent.is_none() && stream.has_updates(snapshot);
         }
         if !policies_behind {
-            for kind in [ResourceType::Route, ResourceType::Address] {
+            for kind in [
+                ResourceType::Route,
+                ResourceType::Traffic,
+                ResourceType::Address,
+            ] {
                 let stream = self.streams.get_mut(&kind).filter(|_| sent.is_none());
                 sent = sent
                     .or_else(|| stream.and_then(|s| s.respond(kind, snapshot, node, &nonce, true)));
@@ -408,11 +412,13 @@ impl TypeStream {
         for subscription in &self.subscriptions {
             let found = match kind {
                 ResourceType::Address => snapshot.resolve(subscription),
-                ResourceType::Authorization | ResourceType::Route => resources
-                    .get(subscription)
-                    .map(|found| &found.name)
-                    .into_iter()
-                    .collect(),
+                ResourceType::Authorization | ResourceType::Route | ResourceType::Traffic => {
+                    resources
+                        .get(subscription)
+                        .map(|found| &found.name)
+                        .into_iter()
+                        .collect()
+                }
             };
             // A name that it holds is removed as such.
             if found.is_empty()

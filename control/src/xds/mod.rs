@@ -20,19 +20,27 @@ pub enum ResourceType {
     Authorization,
     /// Rules of routes, for waypoints.
     Route,
+    /// How requests to services are treated, for waypoints.
+    Traffic,
     /// Workloads and services.
     Address,
 }
 
 impl ResourceType {
     /// All, in the order of sending.
-    pub const ALL: [Self; 3] = [Self::Authorization, Self::Route, Self::Address];
+    pub const ALL: [Self; 4] = [
+        Self::Authorization,
+        Self::Route,
+        Self::Traffic,
+        Self::Address,
+    ];
 
     /// The type's URL on the wire.
     pub fn url(self) -> &'static str {
         match self {
             Self::Authorization => seine_proto::AUTHORIZATION_TYPE,
             Self::Route => seine_proto::ROUTE_RULE_TYPE,
+            Self::Traffic => seine_proto::TRAFFIC_POLICY_TYPE,
             Self::Address => seine_proto::ADDRESS_TYPE,
         }
     }

@@ -9,7 +9,7 @@ use prost::Message as _;
 use seine_proto::{
     discovery,
     security::Authorization,
-    waypoint::RouteRule,
+    waypoint::{RouteRule, TrafficPolicy},
     workload::{self, Service, Workload},
 };
 
@@ -101,6 +101,11 @@ impl Resource {
     /// A route's rule under its name.
     pub fn route(name: &str, rule: &RouteRule) -> Self {
         Self::of_one_name(ResourceType::Route, name, rule)
+    }
+
+    /// A traffic policy under its key.
+    pub fn traffic(key: &str, policy: &TrafficPolicy) -> Self {
+        Self::of_one_name(ResourceType::Traffic, key, policy)
     }
 
     fn of_one_name(kind: ResourceType, name: &str, message: &impl prost::Message) -> Self {

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub authorizations: TypeResources,
     /// Rules of routes.
     pub routes: TypeResources,
+    /// How requests to services are treated.
+    pub traffic: TypeResources,
     /// Workloads and services.
     pub addresses: TypeResources,
     index: Arc<AddressIndex>,
@@ -67,7 +69,11 @@ impl Snapshot {
             .iter()
             .map(|(name, rule)| Resource::route(name, rule));
         let (routes, routes_changed) = self.routes.next(generation, routes);
-        if !changed && !policies_changed && !routes_changed && self.generation > 0 {
+        let traffic = resources.traffic.iter();
+        let traffic = traffic.map(|(key, policy)| Resource::traffic(key, policy));
+        let (traffic, traffic_changed) = self.traffic.next(generation, traffic);
+        let any = changed || policies_changed || routes_changed || traffic_changed;
+        if !any && self.generation > 0 {
             return None;
         }
         let index = match changed {
@@ -78,6 +84,7 @@ impl Snapshot {
             generation,
             authorizations,
             routes,
+            traffic,
             addresses,
             index,
         })
@@ -88,6 +95,7 @@ impl Snapshot {
         match kind {
             ResourceType::Authorization => &self.authorizations,
             ResourceType::Route => &self.routes,
+            ResourceType::Traffic => &self.traffic,
             ResourceType::Address => &self.addresses,
         }
     }

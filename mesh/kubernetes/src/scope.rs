@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     node::v1::RuntimeClass,
 };
 use kube::api::{ApiResource, GroupVersionKind};
-use seine_objects::policy::{AuthorizationPolicy, MeshTls};
+use seine_objects::policy::{AuthorizationPolicy, MeshTls, TrafficPolicy};
 use seine_objects::{Kind, gateway, istio};
 
 /// Which objects a source watches.
@@ -36,6 +36,7 @@ impl Scope {
             Kind::ReferenceGrant,
             Kind::AuthorizationPolicy,
             Kind::MeshTls,
+            Kind::TrafficPolicy,
         ];
         let istio = [Kind::IstioAuthorizationPolicy, Kind::PeerAuthentication];
         match self {
@@ -72,6 +73,7 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::ReferenceGrant => of_gateway_api("ReferenceGrant", "referencegrants"),
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),
+        Kind::TrafficPolicy => ApiResource::erase::<TrafficPolicy>(&()),
         Kind::IstioAuthorizationPolicy => of_istio("AuthorizationPolicy", "authorizationpolicies"),
         Kind::PeerAuthentication => of_istio("PeerAuthentication", "peerauthentications"),
     }

@@ -55,6 +55,7 @@ impl Kind {
             | Self::ReferenceGrant
             | Self::AuthorizationPolicy
             | Self::MeshTls
+            | Self::TrafficPolicy
             | Self::IstioAuthorizationPolicy
             | Self::PeerAuthentication => &POLICY,
         }

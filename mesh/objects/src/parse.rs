@@ -21,7 +21,7 @@ use crate::{
     gateway::{self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio::{self, PeerAuthentication},
     pods,
-    policy::{self, AuthorizationPolicy, FieldError, MeshTls},
+    policy::{self, AuthorizationPolicy, FieldError, MeshTls, TrafficPolicy},
 };
 
 /// The kinds that are read.
@@ -45,6 +45,7 @@ pub enum Kind {
     ReferenceGrant,
     AuthorizationPolicy,
     MeshTls,
+    TrafficPolicy,
     IstioAuthorizationPolicy,
     PeerAuthentication,
 }
@@ -91,6 +92,7 @@ pub enum Object {
     ReferenceGrant(Arc<ReferenceGrant>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
+    TrafficPolicy(Arc<TrafficPolicy>),
     IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
 }
@@ -113,6 +115,7 @@ impl Object {
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
+            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
         }
@@ -135,6 +138,7 @@ impl Object {
             Self::ReferenceGrant(object) => serde_json::to_value(&**object),
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
+            Self::TrafficPolicy(object) => serde_json::to_value(&**object),
             Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::PeerAuthentication(object) => serde_json::to_value(&**object),
         };
@@ -432,6 +436,7 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         }
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
+        (policy::API_VERSION, "TrafficPolicy") => Kind::TrafficPolicy,
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
             Kind::IstioAuthorizationPolicy
         }
@@ -479,6 +484,11 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             let policy: MeshTls = typed(value)?;
             check(policy.validate())?;
             Object::MeshTls(Arc::new(policy))
+        }
+        Kind::TrafficPolicy => {
+            let policy: TrafficPolicy = typed(value)?;
+            check(policy.validate())?;
+            Object::TrafficPolicy(Arc::new(policy))
         }
         Kind::IstioAuthorizationPolicy => {
             let policy: istio::AuthorizationPolicy = typed(value)?;

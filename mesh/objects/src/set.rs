@@ -13,7 +13,7 @@ use crate::{
     Kind, Object,
     gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio,
-    policy::{AuthorizationPolicy, MeshTls},
+    policy::{AuthorizationPolicy, MeshTls, TrafficPolicy},
 };
 
 /// Objects of one kind. An object that didn't change keeps its `Arc` from one set to the next.
@@ -52,6 +52,8 @@ pub struct ObjectSet {
     pub authorization_policies: Objects<AuthorizationPolicy>,
     /// `policy.seine.dev` TLS modes.
     pub mesh_tls: Objects<MeshTls>,
+    /// `policy.seine.dev` traffic policies.
+    pub traffic_policies: Objects<TrafficPolicy>,
     /// Istio's authorization policies.
     pub istio_authorization_policies: Objects<istio::AuthorizationPolicy>,
     /// Istio's TLS modes.
@@ -97,6 +99,7 @@ impl ObjectSet {
                 drop(self.authorization_policies.insert(key, object));
             }
             Object::MeshTls(object) => drop(self.mesh_tls.insert(key, object)),
+            Object::TrafficPolicy(object) => drop(self.traffic_policies.insert(key, object)),
             Object::IstioAuthorizationPolicy(object) => {
                 drop(self.istio_authorization_policies.insert(key, object));
             }
@@ -123,6 +126,7 @@ impl ObjectSet {
             Kind::ReferenceGrant => self.reference_grants.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
+            Kind::TrafficPolicy => self.traffic_policies.remove(key).is_some(),
             Kind::IstioAuthorizationPolicy => {
                 self.istio_authorization_policies.remove(key).is_some()
             }
@@ -147,6 +151,7 @@ impl ObjectSet {
             Kind::ReferenceGrant => self.reference_grants.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
+            Kind::TrafficPolicy => self.traffic_policies.contains_key(key),
             Kind::IstioAuthorizationPolicy => self.istio_authorization_policies.contains_key(key),
             Kind::PeerAuthentication => self.peer_authentications.contains_key(key),
         }
@@ -172,6 +177,7 @@ impl ObjectSet {
             Object::ReferenceGrant(object) => same(&self.reference_grants, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
+            Object::TrafficPolicy(object) => same(&self.traffic_policies, key, object),
             Object::IstioAuthorizationPolicy(object) => {
                 same(&self.istio_authorization_policies, key, object)
             }
@@ -196,6 +202,7 @@ impl ObjectSet {
             Kind::ReferenceGrant => Box::new(self.reference_grants.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
+            Kind::TrafficPolicy => Box::new(self.traffic_policies.keys()),
             Kind::IstioAuthorizationPolicy => Box::new(self.istio_authorization_policies.keys()),
             Kind::PeerAuthentication => Box::new(self.peer_authentications.keys()),
         }
@@ -230,6 +237,7 @@ impl ObjectSet {
             &older.authorization_policies,
         );
         share(&mut self.mesh_tls, &older.mesh_tls);
+        share(&mut self.traffic_policies, &older.traffic_policies);
         share(
             &mut self.istio_authorization_policies,
             &older.istio_authorization_policies,

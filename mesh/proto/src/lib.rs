@@ -92,5 +92,7 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Type URL of [`waypoint::RouteRule`] resources.
 pub const ROUTE_RULE_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.RouteRule";
+/// Type URL of [`waypoint::TrafficPolicy`] resources.
+pub const TRAFFIC_POLICY_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.TrafficPolicy";
 /// Type URL of [`extensions::RefusedResources`].
 pub const REFUSED_RESOURCES_TYPE: &str = "type.googleapis.com/seine.workload.v1.RefusedResources";

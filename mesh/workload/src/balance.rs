@@ -34,12 +34,8 @@ pub(crate) fn pick<'a>(
     random: &mut impl Rng,
 ) -> Result<(&'a Arc<Workload>, u16), UnavailableReason> {
     let endpoints = &entry.endpoints;
-    let ranked = match wanted.balancing.mode {
-        Mode::Strict | Mode::Failover => !wanted.balancing.scopes.is_empty(),
-        Mode::Standard | Mode::Passthrough => false,
-    };
     // Where all weigh the same, drawing until one is eligible draws each with the same chance.
-    if !ranked && entry.weighted == 0 && endpoints.len() > 1 {
+    if !wanted.ranks() && entry.weighted == 0 && endpoints.len() > 1 {
         for _ in 0..PROBES {
             let endpoint = &endpoints[random.random_range(0..endpoints.len())];
             if let Ok(port) = wanted.eligible(endpoint) {
@@ -52,18 +48,13 @@ pub(crate) fn pick<'a>(
     let mut total: u64 = 0;
     let mut why = UnavailableReason::NoEndpoints;
     for endpoint in endpoints {
-        let port = match wanted.eligible(endpoint) {
-            Ok(port) => port,
+        let (port, rank) = match wanted.ranked(endpoint) {
+            Ok(found) => found,
             Err(reason) => {
                 why = why.max(reason);
                 continue;
             }
         };
-        let rank = if ranked { wanted.rank(endpoint) } else { 0 };
-        if wanted.balancing.mode == Mode::Strict && rank < wanted.balancing.scopes.len() {
-            why = why.max(UnavailableReason::NoneInScope);
-            continue;
-        }
         if best.is_none() || rank > best_rank {
             (best, best_rank, total) = (None, rank, 0);
         } else if rank < best_rank {
@@ -79,7 +70,54 @@ pub(crate) fn pick<'a>(
     best.ok_or(why)
 }
 
+/// Every workload that [`pick`] may choose, and its port.
+pub(crate) fn all<'a>(
+    entry: &'a ServiceEntry,
+    wanted: &Wanted<'_>,
+) -> Result<Vec<(&'a Arc<Workload>, u16)>, UnavailableReason> {
+    let mut found = Vec::new();
+    let mut best_rank = 0;
+    let mut why = UnavailableReason::NoEndpoints;
+    for endpoint in &entry.endpoints {
+        match wanted.ranked(endpoint) {
+            Err(reason) => why = why.max(reason),
+            Ok((_, rank)) if rank < best_rank => {}
+            Ok((port, rank)) => {
+                if rank > best_rank {
+                    (found, best_rank) = (Vec::new(), rank);
+                }
+                found.push((endpoint, port));
+            }
+        }
+    }
+    match found.is_empty() {
+        true => Err(why),
+        false => Ok(found),
+    }
+}
+
 impl Wanted<'_> {
+    /// Whether some workloads are better than others.
+    fn ranks(&self) -> bool {
+        match self.balancing.mode {
+            Mode::Strict | Mode::Failover => !self.balancing.scopes.is_empty(),
+            Mode::Standard | Mode::Passthrough => false,
+        }
+    }
+
+    /// The port of an endpoint that may be chosen, and how good it is.
+    fn ranked(&self, endpoint: &Workload) -> Result<(u16, usize), UnavailableReason> {
+        let port = self.eligible(endpoint)?;
+        let rank = match self.ranks() {
+            true => self.rank(endpoint),
+            false => 0,
+        };
+        if self.balancing.mode == Mode::Strict && rank < self.balancing.scopes.len() {
+            return Err(UnavailableReason::NoneInScope);
+        }
+        Ok((port, rank))
+    }
+
     /// The port of an endpoint that may be chosen.
     fn eligible(&self, endpoint: &Workload) -> Result<u16, UnavailableReason> {
         let port = endpoint.target_port(self.key, self.service_port);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::Rng;
 use seine_identity::AcceptedIdentities;
 
-use crate::balance::{Wanted, pick};
+use crate::balance::{Wanted, all, pick};
 use crate::index::{AddressIndex, GatewayMatch, ServiceEntry};
 use crate::model::{
     GatewayAddress, HealthPolicy, LoadBalancing, Mode, Service, ServiceKey, Workload, canonical,
@@ -243,19 +243,54 @@ pub(crate) fn to_backend(
     let entry = index
         .entry(&service.key)
         .ok_or_else(|| unavailable(UnavailableReason::NoEndpoints))?;
-    let (workload, target_port) = pick(
-        entry,
-        &Wanted {
-            key: &service.key,
-            service_port: port,
-            balancing: &service.load_balancing,
-            source: question.source,
-            network: question.network,
-            exclude: question.exclude,
-        },
-        random,
-    )
-    .map_err(unavailable)?;
+    let wanted = of_service(service, question);
+    let (workload, target_port) = pick(entry, &wanted, random).map_err(unavailable)?;
+    let upstream = upstream(index, service, workload, target_port, question, random)?;
+    Ok(Destination::Workload(upstream))
+}
+
+/// Every workload of the service that [`to_backend`] may choose.
+pub(crate) fn backends(
+    index: &AddressIndex,
+    service: &Arc<Service>,
+    question: &Question<'_>,
+    random: &mut impl Rng,
+) -> Result<Vec<Upstream>, Unavailable> {
+    let unavailable = |reason| Unavailable {
+        destination: format!("{} port {}", service.key, question.destination.port()),
+        service: Some(service.clone()),
+        reason,
+    };
+    let entry = index
+        .entry(&service.key)
+        .ok_or_else(|| unavailable(UnavailableReason::NoEndpoints))?;
+    let found = all(entry, &of_service(service, question)).map_err(unavailable)?;
+    found
+        .into_iter()
+        .map(|(workload, port)| upstream(index, service, workload, port, question, random))
+        .collect()
+}
+
+fn of_service<'a>(service: &'a Service, question: &Question<'a>) -> Wanted<'a> {
+    Wanted {
+        key: &service.key,
+        service_port: question.destination.port(),
+        balancing: &service.load_balancing,
+        source: question.source,
+        network: question.network,
+        exclude: question.exclude,
+    }
+}
+
+/// A workload of a service as what is dialled.
+fn upstream(
+    index: &AddressIndex,
+    service: &Arc<Service>,
+    workload: &Arc<Workload>,
+    target_port: u16,
+    question: &Question<'_>,
+    random: &mut impl Rng,
+) -> Result<Upstream, Unavailable> {
     let like = question.destination.ip();
     let target = match workload.address_like(like) {
         Some(address) => Target::Address(SocketAddr::new(address, target_port)),
@@ -270,12 +305,12 @@ pub(crate) fn to_backend(
         through_gateway(index, workload, service, question, random)?
     };
     let (workload, service) = (workload.clone(), Some(service.clone()));
-    Ok(Destination::Workload(Upstream {
+    Ok(Upstream {
         workload,
         service,
         target,
         transport,
-    }))
+    })
 }
 
 fn to_workload(

@@ -302,6 +302,20 @@ fn failover_takes_the_best_rank_and_strict_needs_all_scopes() {
             expected,
             "{mode:?} {scopes:?}"
         );
+        // A waypoint is given all that may be chosen.
+        let [service] = &store.services()[..] else {
+            panic!("{:?}", store.services());
+        };
+        let (ip, source) = ("10.0.0.9".parse().unwrap(), store.workload(&uid("client")));
+        let all = store.backends(service, 80, ip, source.as_deref(), &[]);
+        let mut all: Vec<_> = (all.unwrap().iter())
+            .map(|upstream| upstream.workload.name.to_string())
+            .collect();
+        all.sort_unstable();
+        assert_eq!(all, expected, "{mode:?} {scopes:?}");
+        let tried: Vec<Arc<str>> = ["near", "zone", "far"].map(|name| uid(name).into()).into();
+        let none = store.backends(service, 80, ip, source.as_deref(), &tried);
+        assert_eq!(none.unwrap_err().reason, UnavailableReason::AllTried);
     }
 }
 

@@ -23,7 +23,7 @@ use crate::intern::Interner;
 use crate::model::{Service, ServiceKey, Workload};
 use crate::parse::{ParseError, parse_policy, parse_service, parse_workload, service_key};
 use crate::policies::{PolicyIndex, RefusedScope};
-use crate::resolve::{Destination, Question, Unavailable, resolve, to_backend};
+use crate::resolve::{Destination, Question, Unavailable, Upstream, backends, resolve, to_backend};
 
 /// Resources that are applied under one write lock, so that readers needn't wait for thousands.
 const BATCH: usize = 256;
@@ -248,6 +248,35 @@ impl Store {
         source: Option<&Workload>,
         exclude: &[Arc<str>],
     ) -> Result<Destination, Unavailable> {
+        let question = self.of_backend(service, port, client, source, exclude);
+        to_backend(&self.read().addresses, service, &question, &mut rand::rng())
+    }
+
+    /// All of the workloads of which [`Store::resolve_backend`] chooses one; at least one, in no order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::resolve`].
+    pub fn backends(
+        &self,
+        service: &Arc<Service>,
+        port: u16,
+        client: IpAddr,
+        source: Option<&Workload>,
+        exclude: &[Arc<str>],
+    ) -> Result<Vec<Upstream>, Unavailable> {
+        let question = self.of_backend(service, port, client, source, exclude);
+        backends(&self.read().addresses, service, &question, &mut rand::rng())
+    }
+
+    fn of_backend<'a>(
+        &'a self,
+        service: &Service,
+        port: u16,
+        client: IpAddr,
+        source: Option<&'a Workload>,
+        exclude: &'a [Arc<str>],
+    ) -> Question<'a> {
         let mut addresses = service
             .addresses
             .iter()
@@ -257,13 +286,12 @@ impl Store {
             .find(|address| address.is_ipv4() == client.is_ipv4())
             .or_else(|| addresses.next())
             .unwrap_or(client);
-        let question = Question {
+        Question {
             destination: SocketAddr::new(address, port),
             source,
             network: &self.network,
             exclude,
-        };
-        to_backend(&self.read().addresses, service, &question, &mut rand::rng())
+        }
     }
 
     /// The policies that a service's waypoint enforces.

@@ -30,6 +30,7 @@ pub use http_route::{
     HttpRoute, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, PathMatch, Retry, Timeouts,
 };
 pub use listener::{Infrastructure, Listener, ParametersRef};
+pub(crate) use reference::is_token;
 pub use reference::{BackendRef, NamedMatch, ParentRef};
 pub use reference_grant::{Grantee, ReferenceGrant, ReferenceGrantSpec, Target};
 

@@ -109,7 +109,7 @@ pub(super) fn add(errors: &mut Vec<FieldError>, field: String, message: impl Int
 }
 
 /// A token of RFC 9110.
-pub(super) fn is_token(text: &str) -> bool {
+pub(crate) fn is_token(text: &str) -> bool {
     let special = |byte: &u8| b"!#$%&'*+-.^_`|~".contains(byte);
     !text.is_empty()
         && text

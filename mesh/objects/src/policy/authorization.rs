@@ -196,6 +196,17 @@ pub struct HeaderMatch {
     pub values: Vec<String>,
 }
 
+impl TargetRef {
+    pub(super) fn validate(&self, path: &str, errors: &mut Errors) {
+        if self.kind.is_empty() {
+            errors.add(format!("{path}.kind"), "is empty");
+        }
+        if self.name.is_empty() {
+            errors.add(format!("{path}.name"), "is empty");
+        }
+    }
+}
+
 impl Operation {
     /// Names of the fields that are set and need L7.
     pub fn l7_fields(&self) -> Vec<&'static str> {
@@ -310,13 +321,7 @@ impl AuthorizationPolicy {
             }
         }
         for (index, target) in spec.target_refs.iter().enumerate() {
-            let path = format!("spec.targetRefs[{index}]");
-            if target.kind.is_empty() {
-                errors.add(format!("{path}.kind"), "is empty");
-            }
-            if target.name.is_empty() {
-                errors.add(format!("{path}.name"), "is empty");
-            }
+            target.validate(&format!("spec.targetRefs[{index}]"), &mut errors);
         }
         for (index, rule) in spec.rules.iter().enumerate() {
             for (from, source) in rule.from.iter().enumerate() {

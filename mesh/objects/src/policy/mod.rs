@@ -8,6 +8,7 @@ mod authorization;
 mod mesh_tls;
 mod selector;
 mod stand_in;
+mod traffic;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::CustomResourceExt as _;
@@ -22,6 +23,10 @@ pub(crate) use authorization::{is_name, parse_ip_block};
 pub use mesh_tls::{MeshTls, MeshTlsSpec, Mode, PortMode};
 pub use selector::{Operator, Requirement, Selector};
 pub(crate) use stand_in::stand_in;
+pub use traffic::{
+    Algorithm, CircuitBreaker, HashOn, HashSource, LoadBalancer, OutlierDetection, Per, PerType,
+    RateLimit, RetryBudget, TrafficPolicy, TrafficPolicySpec, Unit,
+};
 
 /// API group of every policy.
 pub const GROUP: &str = "policy.seine.dev";
@@ -34,7 +39,7 @@ pub const ROOT_NAMESPACE: &str = "seine-system";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
-    /// `Accepted`, `ResolvedRefs`, `Programmed` and `Enforced`.
+    /// `Accepted`, `ResolvedRefs`, `Programmed` (not of a `TrafficPolicy`) and `Enforced`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -75,6 +80,10 @@ pub fn crds() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser_error::Er
             yaml(&AuthorizationPolicy::crd())?,
         ),
         ("meshtls.policy.seine.dev.yaml", yaml(&MeshTls::crd())?),
+        (
+            "trafficpolicies.policy.seine.dev.yaml",
+            yaml(&TrafficPolicy::crd())?,
+        ),
     ])
 }
 

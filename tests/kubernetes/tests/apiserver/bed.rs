@@ -55,6 +55,7 @@ impl Bed {
         let kinds = [
             "crd/authorizationpolicies.policy.seine.dev",
             "crd/meshtls.policy.seine.dev",
+            "crd/trafficpolicies.policy.seine.dev",
         ];
         let mut wait = vec!["wait", "--for=condition=Established", "--timeout=60s"];
         wait.extend(kinds);

@@ -20,6 +20,14 @@ fn mesh_tls(spec: Value) -> Value {
     })
 }
 
+fn traffic(mut spec: Value) -> Value {
+    spec["targetRefs"] = json!([{"kind": "Service", "name": "web"}]);
+    json!({
+        "apiVersion": "policy.seine.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": "tried", "namespace": "schemas"}, "spec": spec,
+    })
+}
+
 pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
     bed.cluster.apply(&[namespace("schemas", json!({}))])?;
     let right = [
@@ -42,6 +50,14 @@ pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
         mesh_tls(json!({"mode": "Strict"})),
         mesh_tls(json!({"mode": "Permissive", "selector": {"matchLabels": {"app": "db"}}})),
         mesh_tls(json!({"ports": [{"port": 9090, "mode": "Permissive"}]})),
+        traffic(json!({"retryBudget": {"percent": 0}})),
+        traffic(json!({
+            "loadBalancer": {"algorithm": "RingHash", "hashOn": {"type": "Cookie", "name": "a"}},
+            "outlierDetection": {"consecutiveFailures": 1, "ejectionTime": "1m30s", "maxEjectedPercent": 0},
+            "circuitBreaker": {"maxRequests": 1, "maxPending": 0},
+            "retryBudget": {"percent": 100, "minPerSecond": 0, "interval": "1m"},
+            "rateLimit": {"requests": 1, "unit": "Hour", "burst": 1, "per": {"type": "Header", "name": "x-a"}},
+        })),
     ];
     for object in right {
         let output = bed.cluster.try_apply(std::slice::from_ref(&object))?;
@@ -55,7 +71,7 @@ pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
     let names = bed.cluster.kubectl(&["-n", "schemas", "get", "seine"])?;
     ensure!(
         names.contains("tried"),
-        "the category lists both kinds: {names}"
+        "the category lists all kinds: {names}"
     );
     Ok(())
 }
@@ -100,6 +116,15 @@ pub(crate) fn each_mistake_is_refused_at_its_field(bed: &Bed) -> Result<()> {
         (
             mesh_tls(json!({"ports": [{"port": 80}]})),
             "spec.ports[0].mode",
+        ),
+        (traffic(json!({"rateLimits": {}})), "spec.rateLimits"),
+        (
+            traffic(json!({"loadBalancer": {"algorithm": "Random"}})),
+            "spec.loadBalancer.algorithm",
+        ),
+        (
+            traffic(json!({"circuitBreaker": {"maxPending": 1}})),
+            "spec.circuitBreaker.maxRequests",
         ),
     ];
     wrong.extend(rules(&from, &to));
@@ -215,6 +240,35 @@ fn rules(from: &dyn Fn(Value) -> Value, to: &dyn Fn(Value) -> Value) -> Vec<(Val
                 json!({"ports": [{"port": 80, "mode": "Strict"}, {"port": 80, "mode": "Permissive"}]}),
             ),
             "spec.ports",
+        ),
+        (traffic(json!({})), "spec"),
+        (
+            traffic(json!({"loadBalancer": {"algorithm": "RingHash"}})),
+            "spec.loadBalancer",
+        ),
+        (
+            traffic(
+                json!({"loadBalancer": {"algorithm": "RingHash", "hashOn": {"type": "Header"}}}),
+            ),
+            "spec.loadBalancer.hashOn",
+        ),
+        (
+            traffic(json!({"outlierDetection": {"ejectionTime": "soon"}})),
+            "spec.outlierDetection.ejectionTime",
+        ),
+        (
+            traffic(json!({"outlierDetection": {"maxEjectedPercent": 101}})),
+            "spec.outlierDetection.maxEjectedPercent",
+        ),
+        (
+            traffic(json!({"rateLimit": {"requests": 0, "unit": "Second"}})),
+            "spec.rateLimit.requests",
+        ),
+        (
+            traffic(
+                json!({"rateLimit": {"requests": 1, "unit": "Second", "per": {"type": "Header"}}}),
+            ),
+            "spec.rateLimit.per",
         ),
     ]
 }

@@ -1,0 +1,240 @@
+//! What a `TrafficPolicy` says of services behind a waypoint.
+
+#![allow(missing_docs, reason = "the names of tests say what they are about")]
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use seine_e2e::manifests::{Pod, meshed_namespace, service};
+use seine_e2e::peer::report::LiveEvent;
+use seine_e2e::{Bed, Family, trials, until};
+use serde_json::{Value, json};
+
+/// Each is a service of its own before the same two pods.
+const SERVICES: [&str; 7] = [
+    "turns", "hashed", "sourced", "limited", "narrow", "outlier", "frugal",
+];
+
+fn main() -> ExitCode {
+    seine_e2e::trial::main(
+        up,
+        trials![
+            pods_are_asked_one_after_the_other,
+            the_same_value_goes_to_the_same_pod,
+            each_client_has_its_own_limit_and_is_told_when_to_come_again,
+            more_requests_than_may_be_under_way_are_refused,
+            a_pod_that_fails_gets_nothing_for_a_while_and_never_more_of_them_than_the_share,
+            without_a_budget_nothing_is_sent_again,
+        ],
+    )
+}
+
+fn up() -> Result<Bed> {
+    let server = |name: &str, node: u8| {
+        Pod::new("mesh", name, node)
+            .label("of", "web")
+            .serves(&["mirror:8080"])
+            .object()
+    };
+    let mut objects = vec![
+        meshed_namespace("mesh"),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "wp", "namespace": "mesh"},
+            "spec": {"gatewayClassName": "seine-waypoint", "listeners": [
+                {"name": "mesh", "port": 15008, "protocol": "HBONE"},
+            ]},
+        }),
+        Pod::new("mesh", "client", 1).object(),
+        Pod::new("mesh", "other", 2).object(),
+        server("a", 1),
+        server("b", 2),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "frugal", "namespace": "mesh"},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "frugal"}],
+                "rules": [{
+                    "backendRefs": [{"name": "frugal", "port": 80}],
+                    "retry": {"codes": [503], "attempts": 2, "backoff": "10ms"},
+                }],
+            },
+        }),
+        policy(
+            "turns",
+            json!({"loadBalancer": {"algorithm": "RoundRobin"}}),
+        ),
+        policy("hashed", ring(json!({"type": "Header", "name": "x-user"}))),
+        policy("sourced", ring(json!({"type": "SourceAddress"}))),
+        policy(
+            "limited",
+            json!({"rateLimit": {"requests": 1, "unit": "Hour", "burst": 2, "per": {"type": "Identity"}}}),
+        ),
+        policy("narrow", json!({"circuitBreaker": {"maxRequests": 1}})),
+        policy(
+            "outlier",
+            json!({"outlierDetection": {"consecutiveFailures": 1, "ejectionTime": "5m", "maxEjectedPercent": 50}}),
+        ),
+        policy(
+            "frugal",
+            json!({"retryBudget": {"percent": 0, "minPerSecond": 0}}),
+        ),
+    ];
+    for name in SERVICES {
+        let mut object = service("mesh", name, "", &[("http", 80, 8080)]);
+        object["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
+        object["spec"]["selector"] = json!({"of": "web"});
+        objects.push(object);
+    }
+    Bed::up("e2e-waypoint-traffic", &objects)
+}
+
+fn ring(on: Value) -> Value {
+    json!({"loadBalancer": {"algorithm": "RingHash", "hashOn": on}})
+}
+
+fn policy(service: &str, mut spec: Value) -> Value {
+    spec["targetRefs"] = json!([{"kind": "Service", "name": service}]);
+    json!({
+        "apiVersion": "policy.seine.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": service, "namespace": "mesh"}, "spec": spec,
+    })
+}
+
+/// Sends a request with these headers to a service and returns all of the answer.
+fn get(bed: &Bed, from: &str, service: &str, headers: &str) -> Result<String> {
+    let request =
+        format!("GET /{service} HTTP/1.1\r\nhost: {service}\r\nconnection: close\r\n{headers}\r\n");
+    Ok(bed.ask(from, service, 80, &request)?.received)
+}
+
+/// The name of the pod that answers; the request must succeed.
+fn pod(bed: &Bed, service: &str, headers: &str) -> Result<String> {
+    let answer = get(bed, "mesh/client", service, headers)?;
+    let named = answer.lines().find_map(|line| line.strip_prefix("pod "));
+    let name = named.and_then(|rest| rest.split(' ').next());
+    let name = name.filter(|_| answer.starts_with("HTTP/1.1 200"));
+    Ok(name.with_context(|| answer.clone())?.to_owned())
+}
+
+fn status(answer: &str) -> &str {
+    answer.get(9..12).unwrap_or(answer)
+}
+
+fn await_log(bed: &Bed, needles: &[&str]) -> Result<String> {
+    until(&format!("the waypoint logs {needles:?}"), || {
+        let pods = bed.lab().status()?.pods;
+        let pod = pods.into_iter().find(|pod| pod.name.starts_with("wp-"));
+        let pod = pod.context("there is no waypoint")?;
+        let log = bed.lab().pod_logs("mesh", &pod.name)?;
+        let mut lines = log.lines();
+        let found = lines.find(|line| needles.iter().all(|needle| line.contains(needle)));
+        Ok(found.map(str::to_owned))
+    })
+}
+
+fn pods_are_asked_one_after_the_other(bed: &Bed) -> Result<()> {
+    let names = (0..10).map(|_| pod(bed, "turns", ""));
+    let names: Vec<String> = names.collect::<Result<_>>()?;
+    let alternate = names.windows(2).all(|pair| pair[0] != pair[1]);
+    ensure!(alternate, "{names:?}");
+    Ok(())
+}
+
+fn the_same_value_goes_to_the_same_pod(bed: &Bed) -> Result<()> {
+    let mut by_user = BTreeMap::new();
+    for user in (0..16).chain(0..16) {
+        let name = pod(bed, "hashed", &format!("x-user: {user}\r\n"))?;
+        let known = by_user.entry(user).or_insert_with(|| name.clone());
+        ensure!(*known == name, "user {user}: {known} and {name}");
+    }
+    for name in ["a", "b"] {
+        ensure!(by_user.values().any(|found| found == name), "{by_user:?}");
+    }
+    let names = (0..8).map(|_| pod(bed, "sourced", ""));
+    let names: Vec<String> = names.collect::<Result<_>>()?;
+    ensure!(names.iter().all(|name| *name == names[0]), "{names:?}");
+    Ok(())
+}
+
+fn each_client_has_its_own_limit_and_is_told_when_to_come_again(bed: &Bed) -> Result<()> {
+    for (from, expected) in [
+        ("mesh/client", ["200", "200", "429"]),
+        ("mesh/other", ["200", "200", "429"]),
+    ] {
+        for (count, expected) in expected.into_iter().enumerate() {
+            let answer = get(bed, from, "limited", "")?;
+            ensure!(status(&answer) == expected, "{from} {count}: {answer}");
+            let told = answer.to_lowercase().contains("\r\nretry-after: 3");
+            ensure!(told == (expected == "429"), "{answer}");
+        }
+    }
+    let needles = ["path=/limited", "status=429", "response_flags=RATE_LIMITED"];
+    await_log(bed, &needles)?;
+    Ok(())
+}
+
+fn more_requests_than_may_be_under_way_are_refused(bed: &Bed) -> Result<()> {
+    let mut slow = bed.live("mesh/client", "narrow", 80, Family::V4)?;
+    slow.say("GET /first HTTP/1.1\r\r\nhost: narrow\r\r\nx-wait: 6000\r\r\n\r")?;
+    until("a pod has the first request", || {
+        let log = |pod| bed.lab().pod_logs("mesh", pod);
+        let both = log("a")? + &log("b")?;
+        Ok(both.contains("request: GET /first").then_some(()))
+    })?;
+    let answer = get(bed, "mesh/other", "narrow", "")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    let needles = [
+        "path=/narrow",
+        "response_flags=OVERLOADED",
+        "circuitBreaker",
+    ];
+    await_log(bed, &needles)?;
+    // Its place is another's when it has been answered.
+    let answered: LiveEvent = slow.report()?;
+    let is_good = matches!(&answered, LiveEvent::Line(line) if line.starts_with("HTTP/1.1 200"));
+    ensure!(is_good, "{answered:?}");
+    until("there is a place again", || {
+        let answer = get(bed, "mesh/other", "narrow", "")?;
+        Ok((status(&answer) == "200").then_some(()))
+    })
+}
+
+fn a_pod_that_fails_gets_nothing_for_a_while_and_never_more_of_them_than_the_share(
+    bed: &Bed,
+) -> Result<()> {
+    let fail = |word: &str| {
+        get(
+            bed,
+            "mesh/client",
+            "outlier",
+            &format!("x-fail-first: {word}\r\n"),
+        )
+    };
+    let answer = fail("one")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    let names = || {
+        let names = (0..12).map(|_| pod(bed, "outlier", ""));
+        names.collect::<Result<Vec<_>>>()
+    };
+    let left = names()?;
+    ensure!(left.iter().all(|name| *name == left[0]), "{left:?}");
+    // The other one fails, too, and still gets requests: it is the half that is never ejected.
+    let answer = fail("two")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    let still = names()?;
+    ensure!(
+        still.iter().all(|name| *name == left[0]),
+        "{left:?} {still:?}"
+    );
+    Ok(())
+}
+
+fn without_a_budget_nothing_is_sent_again(bed: &Bed) -> Result<()> {
+    let answer = get(bed, "mesh/client", "frugal", "x-fail-first: three\r\n")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    let line = await_log(bed, &["path=/frugal", "status=503"])?;
+    ensure!(!line.contains("retries="), "{line}");
+    Ok(())
+}
