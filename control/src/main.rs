@@ -206,6 +206,7 @@ async fn serve(flags: Serve) -> anyhow::Result<()> {
         format: flags.log_format,
         level: flags.log_level.clone(),
         otlp_endpoint: flags.otlp_endpoint.clone(),
+        trace_sampling: 1.0,
     })?;
     let place = place(&flags).await?;
     let options = Options {

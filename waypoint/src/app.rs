@@ -59,6 +59,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let shared = share(config, Arc::new(source))?;
     admin::start(&shared).await?;
+    shared.telemetry.push(&shared.config)?;
     let client = follow(&shared);
     tokio::spawn(watch_status(shared.clone(), client.status()));
     tokio::spawn(client.run());

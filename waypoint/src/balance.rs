@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use crate::trace::Attempt;
 use crate::traffic_policy::Outlier;
 
 /// After this long a slow answer weighs a third.
@@ -51,6 +52,8 @@ struct State {
 pub(crate) struct InFlight {
     load: Arc<Load>,
     began: Instant,
+    /// Its span, where traces are exported.
+    span: Option<Attempt>,
     /// Its place among those that may be.
     slot: Option<OwnedSemaphorePermit>,
 }
@@ -66,7 +69,12 @@ impl Loads {
         load.under_way.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
         load.state.lock().used = began;
-        InFlight { load, began, slot }
+        InFlight {
+            load,
+            began,
+            span: None,
+            slot,
+        }
     }
 
     /// The lesser the better.
@@ -209,6 +217,11 @@ impl State {
 }
 
 impl InFlight {
+    /// Has its span end with it.
+    pub(crate) fn keep(&mut self, span: Attempt) {
+        self.span = Some(span);
+    }
+
     /// Its place, for another attempt.
     pub(crate) fn into_slot(mut self) -> Option<OwnedSemaphorePermit> {
         self.slot.take()

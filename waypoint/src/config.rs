@@ -84,12 +84,31 @@ pub struct Config {
     #[arg(long, env = "SEINE_LOG", default_value = "info")]
     pub log: String,
 
+    /// OTLP endpoint (gRPC) of a collector for traces, logs and metrics, such as `http://collector:4317`; none by default.
+    #[arg(long, env = "SEINE_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// How often metrics are sent to the OTLP endpoint.
+    #[arg(long, env = "SEINE_OTLP_METRICS_INTERVAL_MS", default_value = "15000", value_parser = millis)]
+    pub otlp_metrics_interval: Duration,
+    /// Share of the requests that come without a trace of which one is exported, from 0 to 1. Of others, whoever began the
+    /// trace decides.
+    #[arg(long, env = "SEINE_TRACE_SAMPLING", default_value = "1", value_parser = share)]
+    pub trace_sampling: f64,
+
     /// How long a request waits for policies that are known by name alone before it is denied.
     #[arg(long, env = "SEINE_POLICY_WAIT_MS", default_value = "5000", value_parser = millis)]
     pub policy_wait: Duration,
     /// How long requests may go on after SIGTERM. Kubernetes kills after 30 s by default.
     #[arg(long, env = "SEINE_DRAIN_MS", default_value = "20000", value_parser = millis)]
     pub drain: Duration,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is no number from 0 to 1"))
 }
 
 fn millis(text: &str) -> Result<Duration, String> {

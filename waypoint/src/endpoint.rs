@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use seine_identity::AcceptedIdentities;
 use seine_workload::{Destination, Service, Target, Transport, Unavailable, Upstream};
+use tracing::Span;
 
 use crate::bind::{First, Pod};
 use crate::failure::Failure;
@@ -39,6 +40,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) service: &'a Arc<Service>,
     pub(crate) port: u16,
     pub(crate) first: &'a First,
+    /// The request's, within which its attempts are.
+    pub(crate) span: Span,
     /// What is known of the service.
     pub(crate) backend: Arc<Backend>,
     /// Requests with the same one go to the same endpoint, where its policy wants that.
@@ -63,6 +66,7 @@ impl<'a> Wanted<'a> {
             service,
             port,
             first,
+            span: Span::none(),
             backend,
             hash,
         }

@@ -111,6 +111,7 @@ pub(crate) async fn forward(
     let service = (&call.service, call.port);
     let to = Wanted {
         pod: bound.pod.as_ref(),
+        span: entry.span.clone(),
         ..Wanted::new(shared, service, &bound.first, &parts.headers)
     };
     let sent = attempts(shared, &to, rule, &parts, &mut body, entry);

@@ -35,6 +35,7 @@ pub mod rule;
 mod serve;
 pub mod shared;
 mod telemetry;
+mod trace;
 pub mod traffic;
 mod traffic_policy;
 mod upgrade;

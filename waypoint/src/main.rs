@@ -23,7 +23,8 @@ async fn main() -> anyhow::Result<()> {
             LogLines::Json => LogFormat::Json,
         },
         level: config.log.clone(),
-        otlp_endpoint: None,
+        otlp_endpoint: config.otlp_endpoint.clone(),
+        trace_sampling: config.trace_sampling,
     })?;
     let outcome = app::run(config).await;
     log.stop();

@@ -61,6 +61,6 @@ async fn open(shared: &Shared, bound: &Bound, entry: &mut Entry) -> Result<Io, F
     let generation = upstream::generation(shared).await?;
     shared
         .upstreams
-        .open(shared, &endpoint, &bound.first, generation)
+        .open(shared, &endpoint, &bound.first, (generation, None))
         .await
 }

@@ -22,7 +22,7 @@ use crate::router::{self, Asked, Choice};
 use crate::rule::{Cors, Filter, HeaderChange, Mirror, PathMatch, Rule};
 use crate::shared::Shared;
 use crate::telemetry::{Entry, LoggedBody};
-use crate::upgrade;
+use crate::{trace, upgrade};
 
 /// A body that a backend sends, or one of ours.
 pub(crate) type Body = Either<Incoming, Full<Bytes>>;
@@ -36,6 +36,9 @@ pub(crate) async fn answer(
     let mut entry = Entry::of_request(&bound, &request);
     let grpc = is_grpc(request.version(), request.headers());
     entry.grpc = grpc;
+    if shared.config.otlp_endpoint.is_some() {
+        entry.span = trace::request(&bound, &request);
+    }
     let response = match route(&shared, &bound, request, &mut entry).await {
         Ok(response) => response,
         Err(failure) => {

@@ -6,22 +6,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
-use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use seine_policy::Decision;
+use tonic::transport::Endpoint as Collector;
+use tracing::Span;
 
 use crate::balance::InFlight;
 use crate::bind::Bound;
+use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
 use crate::request::Body;
+use crate::trace;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -46,6 +50,8 @@ pub(crate) struct Entry {
     pub(crate) retries: u32,
     /// Held until the answer has been sent.
     pub(crate) load: Option<Arc<InFlight>>,
+    /// Where traces are exported.
+    pub(crate) span: Span,
     /// The answer's body ended in order.
     pub(crate) complete: bool,
     began: Instant,
@@ -69,6 +75,7 @@ impl Entry {
             grpc: false,
             retries: 0,
             load: None,
+            span: Span::none(),
             complete: true,
             began: Instant::now(),
         }
@@ -105,7 +112,7 @@ pub struct Telemetry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    registry: Mutex<Registry>,
+    registry: Arc<Registry>,
     requests: Family<Labels, Counter>,
     duration: Histogram,
     refused: Family<RefusalLabels, Counter>,
@@ -135,7 +142,7 @@ impl Default for Telemetry {
             refused.clone(),
         );
         Self(Arc::new(Inner {
-            registry: Mutex::new(registry),
+            registry: Arc::new(registry),
             refused,
             requests,
             duration,
@@ -146,7 +153,24 @@ impl Default for Telemetry {
 impl Telemetry {
     /// The metrics in the OpenMetrics text format.
     pub fn page(&self) -> seine_telemetry::http::Response {
-        seine_telemetry::http::metrics(&self.0.registry.lock())
+        seine_telemetry::http::metrics(&self.0.registry)
+    }
+
+    /// Sends the metrics to the OTLP endpoint, too, for the life of the process.
+    pub(crate) fn push(&self, config: &Config) -> anyhow::Result<()> {
+        let Some(address) = &config.otlp_endpoint else {
+            return Ok(());
+        };
+        let endpoint = Collector::from_shared(address.clone())
+            .with_context(|| format!("--otlp-endpoint {address:?} is no URL"))?;
+        tokio::spawn(seine_telemetry::otlp_metrics::push(
+            self.0.registry.clone(),
+            endpoint,
+            "seine-waypoint",
+            config.pod_name.clone(),
+            config.otlp_metrics_interval,
+        ));
+        Ok(())
     }
 
     /// Counts a tunnel, or a CONNECT in one, that was refused.
@@ -172,6 +196,7 @@ impl Telemetry {
             (None, true) => "-",
         };
         tracing::info!(target: "access", "{}", line(entry, flag, took));
+        trace::end(entry, flag);
         let Some(method) = &entry.method else { return };
         let labels = Labels {
             service: entry.bound.service.key.hostname.to_string(),
@@ -255,7 +280,7 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
 }
 
 /// As OpenTelemetry's conventions want it: clients must not make series.
-fn known_method(method: &Method) -> &str {
+pub(crate) fn known_method(method: &Method) -> &str {
     let known = [
         Method::GET,
         Method::HEAD,

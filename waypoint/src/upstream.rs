@@ -17,7 +17,8 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use seine_hbone::{
-    Authority, ConnectRequest, Connected, Connector, Forwarded, Io, Pool, ProxyKind, TunnelKey,
+    Authority, ConnectRequest, Connected, Connector, Forwarded, Io, Pool, ProxyKind, TraceParent,
+    TunnelKey,
 };
 use seine_identity::{AcceptedIdentities, CertificateManager, Identity};
 use seine_workload::HBONE_PORT;
@@ -30,6 +31,7 @@ use crate::body::Outgoing;
 use crate::endpoint::{self, Endpoint, Wanted};
 use crate::failure::Failure;
 use crate::shared::Shared;
+use crate::trace;
 use crate::traffic::Traffic;
 
 /// A connection that nobody used for this long is closed.
@@ -43,6 +45,9 @@ type Request = http::Request<Outgoing>;
 type Response = http::Response<Incoming>;
 /// A failure, and the request where the backend has certainly not seen it.
 type Unanswered = (Failure, Option<Box<Request>>);
+
+/// What a connection is opened with: the generation of [`Key`], and the trace of who needs it first.
+type Opening = (u64, Option<TraceParent>);
 
 /// What requests must have in common to share a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -130,13 +135,17 @@ impl Upstreams {
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             *seen = Some(endpoint.clone());
-            let load = backend.loads.begin(endpoint.address, slot.take());
+            let mut load = backend.loads.begin(endpoint.address, slot.take());
+            let mut span = trace::attempt(&to.span, &endpoint, avoided.len(), &mut request);
             let answer = self.attempt(shared, &endpoint, to.first, request).await;
             // A client doesn't decide which backends are held to be failing.
             let answer = answer.map_err(|unanswered| match upload.is_broken() {
                 true => (Failure::Body, None),
                 false => unanswered,
             });
+            let result = answer.as_ref().map(http::Response::status);
+            span.end(result.map_err(|(failure, _)| failure));
+            load.keep(span);
             match &answer {
                 Ok(response) => {
                     let (loads, status) = (&backend.loads, response.status());
@@ -188,7 +197,11 @@ impl Upstreams {
                 answered => return answered,
             }
         }
-        let connected = self.connect(shared, endpoint, first, two, generation).await;
+        let trace = shared.config.otlp_endpoint.as_ref();
+        let trace = trace.and_then(|_| request.headers().get("traceparent"));
+        let trace = trace.and_then(|value| TraceParent::parse(value.to_str().ok()?));
+        let opening = (generation, trace);
+        let connected = self.connect(shared, endpoint, first, two, opening).await;
         let sender = match connected {
             Ok(sender) => sender,
             Err(failure) => {
@@ -252,9 +265,9 @@ impl Upstreams {
         endpoint: &Endpoint,
         first: &First,
         two: bool,
-        generation: u64,
+        opening: Opening,
     ) -> Result<Sender, Failure> {
-        let io = TokioIo::new(self.open(shared, endpoint, first, generation).await?);
+        let io = TokioIo::new(self.open(shared, endpoint, first, opening).await?);
         if two {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .handshake(io)
@@ -275,7 +288,7 @@ impl Upstreams {
         shared: &Shared,
         endpoint: &Endpoint,
         first: &First,
-        generation: u64,
+        (generation, trace): Opening,
     ) -> Result<Io, Failure> {
         let to = endpoint.address;
         let Some(peers) = &endpoint.peers else {
@@ -297,6 +310,7 @@ impl Upstreams {
             client: Some(first.address),
             host: Some((&*endpoint.service.key.hostname).into()),
         });
+        request.traceparent = trace;
         request.proxy_kind = Some(match first.identity {
             Some(_) => ProxyKind::Waypoint,
             None => ProxyKind::Gateway,

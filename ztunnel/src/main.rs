@@ -34,6 +34,7 @@ fn main() -> anyhow::Result<()> {
             },
             level: config.log.clone(),
             otlp_endpoint: config.otlp_endpoint.clone(),
+            trace_sampling: 1.0,
         })?);
         let outcome = app::run(config, Some(log.clone())).await;
         log.stop();

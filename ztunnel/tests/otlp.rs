@@ -161,6 +161,7 @@ async fn a_collector_receives_logs_metrics_and_one_trace_of_a_connection() {
         format: LogFormat::Text,
         level: "info".into(),
         otlp_endpoint: Some(endpoint.clone()),
+        trace_sampling: 1.0,
     })
     .unwrap();
 

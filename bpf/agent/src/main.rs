@@ -341,6 +341,7 @@ fn telemetry(level: &str, format: LogFormat, instance: String) -> anyhow::Result
         format,
         level: level.to_owned(),
         otlp_endpoint: None,
+        trace_sampling: 1.0,
     };
     Ok(Telemetry::start(&settings)?)
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Telemetry::start`] installs the one `tracing` subscriber of the process: lines on standard
 //! error as text or JSON, and, where an OTLP endpoint is given, the same events and spans as OTLP
-//! logs and traces ([`trace`] carries a trace from process to process). Metrics live in a `prometheus_client` registry; [`otlp_metrics`] sends that
+//! logs and traces ([`trace`] carries a trace from process to process, [`propagation`] in the requests of applications). Metrics live in a `prometheus_client` registry; [`otlp_metrics`] sends that
 //! registry's content to the same endpoint. [`http`] serves the admin, metrics and readiness pages.
 //! [`Lines`] limits what strangers can have written.
 
@@ -13,6 +13,7 @@ mod lines;
 mod logging;
 mod otlp;
 pub mod otlp_metrics;
+pub mod propagation;
 mod readiness;
 mod text;
 pub mod trace;

@@ -47,6 +47,8 @@ pub struct Settings {
     pub level: String,
     /// gRPC endpoint of an OpenTelemetry collector, `http://host:4317`.
     pub otlp_endpoint: Option<String>,
+    /// Share of the traces that begin here and are exported, from 0 to 1; of others, who began them decides.
+    pub trace_sampling: f64,
 }
 
 /// Why telemetry did not start. The process is misconfigured, or started it twice.
@@ -84,7 +86,12 @@ impl Telemetry {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
         let otlp = match &settings.otlp_endpoint {
-            Some(endpoint) => Some(Otlp::start(endpoint, settings.service, &settings.instance)?),
+            Some(endpoint) => Some(Otlp::start(
+                endpoint,
+                settings.service,
+                &settings.instance,
+                settings.trace_sampling,
+            )?),
             None => None,
         };
         let spans = otlp.as_ref().map(|otlp| {

@@ -4,7 +4,7 @@ use opentelemetry::KeyValue;
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use thiserror::Error;
 
 /// The endpoint can't be used; nothing was sent.
@@ -23,7 +23,12 @@ pub(crate) struct Otlp {
 }
 
 impl Otlp {
-    pub(crate) fn start(endpoint: &str, service: &str, instance: &str) -> Result<Self, OtlpError> {
+    pub(crate) fn start(
+        endpoint: &str,
+        service: &str,
+        instance: &str,
+        sampling: f64,
+    ) -> Result<Self, OtlpError> {
         let failed = |source| OtlpError {
             endpoint: endpoint.to_owned(),
             source,
@@ -45,6 +50,9 @@ impl Otlp {
             .map_err(failed)?;
         Ok(Self {
             traces: SdkTracerProvider::builder()
+                .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
+                    sampling,
+                ))))
                 .with_batch_exporter(spans)
                 .with_resource(resource.clone())
                 .build(),

@@ -34,7 +34,7 @@ pub fn traceparent(span: &Span) -> Option<String> {
     })
 }
 
-fn parse(traceparent: &str) -> Option<SpanContext> {
+pub(crate) fn parse(traceparent: &str) -> Option<SpanContext> {
     let mut parts = traceparent.split('-');
     let (version, trace, span, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

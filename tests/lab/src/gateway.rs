@@ -21,6 +21,8 @@ pub struct WaypointProgram {
     pub server_name: String,
     /// The roots that vouch for it.
     pub roots: PathBuf,
+    /// Further settings.
+    pub environment: Vec<(String, String)>,
 }
 
 /// The objects that belong to `object`, where that is a waypoint.
@@ -37,7 +39,7 @@ pub fn objects(key: &Key, object: &Value, with: Option<&WaypointProgram>) -> Vec
     let metadata = json!({"name": name, "namespace": namespace, "labels": labels});
     let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
     let variable = |name: &str, value: Value| json!({"name": name, "value": value});
-    let container = json!({
+    let mut container = json!({
         "name": "waypoint",
         "command": [with.program],
         "env": [
@@ -58,6 +60,11 @@ pub fn objects(key: &Key, object: &Value, with: Option<&WaypointProgram>) -> Vec
         ],
         "readinessProbe": {"httpGet": {"port": 15021, "path": "/healthz/ready"}, "periodSeconds": 1},
     });
+    let further = with.environment.iter();
+    let further = further.map(|(name, value)| variable(name, json!(value)));
+    if let Some(environment) = container["env"].as_array_mut() {
+        environment.extend(further);
+    }
     vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
         json!({
@@ -106,6 +113,7 @@ mod tests {
             control: "https://control:15012".into(),
             server_name: "control".into(),
             roots: "/roots".into(),
+            environment: vec![("SEINE_LOG".into(), "debug".into())],
         };
         let made = |class: &str| {
             let object = gateway(class);

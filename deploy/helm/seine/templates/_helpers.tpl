@@ -128,6 +128,10 @@ pod:
       - --log-lines={{ .Values.logging.format }}
       - --log={{ .Values.logging.level }}
       - --drain={{ mul (int .Values.waypoint.drainSeconds) 1000 }}
+      {{- with .Values.otlpEndpoint }}
+      - --otlp-endpoint={{ . }}
+      - --trace-sampling={{ $.Values.waypoint.traceSampling }}
+      {{- end }}
       {{- include "seine.extraArgs" .Values.waypoint.extraArgs | nindent 6 }}
       env:
       - name: SEINE_POD_NAME

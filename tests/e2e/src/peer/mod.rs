@@ -4,6 +4,7 @@
 //! status 0 also where the connection failed: that is what it reports.
 
 pub mod client;
+mod collect;
 pub mod dns;
 pub mod load;
 mod mirror;

@@ -34,11 +34,15 @@ enum Behaviour {
     Mirror,
 }
 
-/// Runs servers given as `echo:8080` until killed.
+/// Runs servers given as `echo:8080` until killed; `collect:4317` takes spans and prints them.
 pub async fn run(servers: &[String]) -> Result<()> {
     super::load::raise_file_limit()?;
     let mut tasks = tokio::task::JoinSet::new();
     for server in servers {
+        if let Some(port) = server.strip_prefix("collect:") {
+            tasks.spawn(super::collect::collect(listen(port.parse()?)?));
+            continue;
+        }
         let (behaviour, port) = parse(server)?;
         let listener = listen(port).with_context(|| format!("listening for {server}"))?;
         tasks.spawn(accept(listener, behaviour));

@@ -8,6 +8,14 @@ use crate::gateway::WaypointProgram;
 use crate::protocol::Component;
 use crate::token;
 
+/// Settings that waypoints take from the lab's own environment, as they do from the chart's values.
+const SETTINGS: [&str; 4] = [
+    "SEINE_LOG",
+    "SEINE_METRIC_NAMES",
+    "SEINE_OTLP_ENDPOINT",
+    "SEINE_TRACE_SAMPLING",
+];
+
 impl Mesh {
     /// The environment that a program gets besides the lab's own. A peer's node proxy takes all
     /// of its settings from there, by the names that its own deployment sets.
@@ -54,6 +62,9 @@ impl Mesh {
             control: self.control_url(),
             server_name: SERVER_NAME.to_owned(),
             roots: self.layout.ca().join("root-cert.pem"),
+            environment: std::env::vars()
+                .filter(|(name, _)| SETTINGS.contains(&name.as_str()))
+                .collect(),
         }
     }
 

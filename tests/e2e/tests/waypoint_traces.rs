@@ -1,0 +1,203 @@
+//! What a collector is told of requests through a waypoint, and what backends are told of traces.
+
+#![allow(missing_docs, reason = "the names of tests say what they are about")]
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
+use seine_e2e::{Bed, trials, until};
+use seine_lab::Options;
+use serde_json::json;
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const SPAN: &str = "b7ad6b7169203331";
+
+fn main() -> ExitCode {
+    seine_e2e::trial::main(
+        up,
+        trials![
+            a_trace_spans_the_client_each_attempt_and_the_backend,
+            each_form_of_context_is_continued_and_who_began_decides_what_is_exported,
+        ],
+    )
+}
+
+fn up() -> Result<Bed> {
+    let mut options = Options::new("e2e-waypoint-traces");
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    options.environment = vec![
+        set(
+            "SEINE_OTLP_ENDPOINT",
+            "http://collector.plain.svc.cluster.local:4317",
+        ),
+        // Of requests without a trace none.
+        set("SEINE_TRACE_SAMPLING", "0"),
+    ];
+    let mut web = service("mesh", "web", "web", &[("http", 80, 8080)]);
+    web["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
+    Bed::with(
+        options,
+        &[
+            meshed_namespace("mesh"),
+            plain_namespace("plain"),
+            Pod::new("plain", "collector", 1)
+                .serves(&["collect:4317"])
+                .object(),
+            service("plain", "collector", "collector", &[("grpc", 4317, 4317)]),
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+                "metadata": {"name": "wp", "namespace": "mesh"},
+                "spec": {"gatewayClassName": "seine-waypoint", "listeners": [
+                    {"name": "mesh", "port": 15008, "protocol": "HBONE"},
+                ]},
+            }),
+            Pod::new("mesh", "client", 1).object(),
+            Pod::new("mesh", "web", 2).serves(&["mirror:8080"]).object(),
+            web,
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+                "metadata": {"name": "web", "namespace": "mesh"},
+                "spec": {
+                    "parentRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                    "rules": [{
+                        "backendRefs": [{"name": "web", "port": 80}],
+                        "retry": {"codes": [503], "attempts": 1, "backoff": "1ms"},
+                    }],
+                },
+            }),
+        ],
+    )
+}
+
+/// Asks for a path and returns the headers that the backend has seen.
+fn seen(bed: &Bed, path: &str, headers: &str) -> Result<HashMap<String, String>> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: close\r\n{headers}\r\n");
+    let answer = bed.ask("mesh/client", "web", 80, &request)?.received;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let body = answer.split_once("\r\n\r\n").context("no body")?.1;
+    let pairs = body.lines().filter_map(|line| line.split_once(": "));
+    Ok(pairs
+        .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+        .collect())
+}
+
+/// The spans of a trace that the collector has printed.
+fn spans(bed: &Bed, trace: &str) -> Result<Vec<HashMap<String, String>>> {
+    let log = bed.lab().pod_logs("plain", "collector")?;
+    let of_trace = format!(" trace={trace} ");
+    let lines = log.lines().filter(|line| line.contains(&of_trace));
+    let pairs = |line: &str| {
+        let pairs = line.split(' ').filter_map(|pair| pair.split_once('='));
+        pairs
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    };
+    Ok(lines.map(pairs).collect())
+}
+
+fn a_trace_spans_the_client_each_attempt_and_the_backend(bed: &Bed) -> Result<()> {
+    let headers =
+        format!("traceparent: 00-{TRACE}-{SPAN}-01\r\ntracestate: a=b\r\nx-fail-first: t\r\n");
+    let seen = seen(bed, "/a", &headers)?;
+    let found = until("three spans are there", || {
+        let found = spans(bed, TRACE)?;
+        Ok((found.len() >= 3).then_some(found))
+    })?;
+    let get =
+        |span: &HashMap<String, String>, key: &str| span.get(key).cloned().unwrap_or_default();
+    let kind = |kind: &str| {
+        let named = found.iter().filter(|span| get(span, "kind") == kind);
+        named.collect::<Vec<_>>()
+    };
+    let servers = kind("SPAN_KIND_SERVER");
+    let mut attempts = kind("SPAN_KIND_CLIENT");
+    ensure!((servers.len(), attempts.len()) == (1, 2), "{found:#?}");
+    attempts.sort_by_key(|span| get(span, "http.request.resend_count"));
+    let server = servers[0];
+    for (span, key, value) in [
+        (server, "parent", SPAN),
+        (server, "http.request.method", "GET"),
+        (server, "http.response.status_code", "200"),
+        (server, "url.path", "/a"),
+        (server, "server.address", "web"),
+        (server, "server.port", "80"),
+        (server, "network.protocol.version", "1.1"),
+        (server, "seine.route", "HTTPRoute/mesh/web/0"),
+        (server, "seine.retries", "1"),
+        (attempts[0], "http.response.status_code", "503"),
+        (attempts[0], "error.type", "503"),
+        (attempts[1], "http.response.status_code", "200"),
+        (attempts[1], "http.request.resend_count", "1"),
+        (attempts[1], "network.peer.port", "8080"),
+    ] {
+        ensure!(get(span, key) == value, "{key}: {span:#?}");
+    }
+    for attempt in &attempts {
+        ensure!(get(attempt, "parent") == get(server, "id"), "{found:#?}");
+    }
+    // The backend goes on from the attempt that reached it.
+    let expected = format!("00-{TRACE}-{}-01", get(attempts[1], "id"));
+    ensure!(seen["traceparent"] == expected, "{seen:?} {found:#?}");
+    ensure!(seen["tracestate"] == "a=b", "{seen:?}");
+    Ok(())
+}
+
+fn each_form_of_context_is_continued_and_who_began_decides_what_is_exported(
+    bed: &Bed,
+) -> Result<()> {
+    let trace = |digit: char| TRACE.replace('0', &digit.to_string());
+    let (one, several, not) = (trace('1'), trace('2'), trace('3'));
+    let passed = seen(
+        bed,
+        "/b",
+        &format!("b3: {one}-{SPAN}-1\r\ntracestate: a=b\r\n"),
+    )?;
+    let parent = passed["traceparent"]
+        .split('-')
+        .nth(2)
+        .context("no span")?
+        .to_owned();
+    ensure!(
+        passed["traceparent"] == format!("00-{one}-{parent}-01"),
+        "{passed:?}"
+    );
+    ensure!(passed["b3"] == format!("{one}-{parent}-1"), "{passed:?}");
+    ensure!(!passed.contains_key("tracestate"), "{passed:?}");
+
+    let headers = format!(
+        "x-b3-traceid: {several}\r\nx-b3-spanid: {SPAN}\r\nx-b3-parentspanid: {SPAN}\r\nx-b3-sampled: 1\r\n"
+    );
+    let passed = seen(bed, "/c", &headers)?;
+    ensure!(passed["x-b3-traceid"] == several, "{passed:?}");
+    ensure!(passed["x-b3-spanid"] != SPAN, "{passed:?}");
+    ensure!(!passed.contains_key("x-b3-parentspanid"), "{passed:?}");
+
+    let passed = seen(bed, "/d", &format!("traceparent: 00-{not}-{SPAN}-00\r\n"))?;
+    ensure!(
+        passed["traceparent"].starts_with(&format!("00-{not}-")),
+        "{passed:?}"
+    );
+    ensure!(passed["traceparent"].ends_with("-00"), "{passed:?}");
+    let passed = seen(bed, "/e", "")?;
+    ensure!(passed["traceparent"].ends_with("-00"), "{passed:?}");
+    let new = passed["traceparent"]
+        .split('-')
+        .nth(1)
+        .context("no trace")?
+        .to_owned();
+
+    // What comes after them is there, so they would be.
+    let last = trace('4');
+    seen(bed, "/f", &format!("traceparent: 00-{last}-{SPAN}-01\r\n"))?;
+    until("the last trace is there", || {
+        Ok((spans(bed, &last)?.len() >= 2).then_some(()))
+    })?;
+    for (trace, exported) in [(&one, true), (&several, true), (&not, false), (&new, false)] {
+        let found = spans(bed, trace)?;
+        let server = found.iter().any(|span| span["kind"] == "SPAN_KIND_SERVER");
+        ensure!(server == exported, "{trace}: {found:#?}");
+    }
+    Ok(())
+}
