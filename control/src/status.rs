@@ -26,7 +26,7 @@ type Found = BTreeMap<ObjectKey, PolicyFinding>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `AuthorizationPolicy`, `MeshTLS`, `TrafficPolicy`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, `Service`, or what an invalid object claims to be.
+    /// `AuthorizationPolicy`, `MeshTLS`, `TrafficPolicy`, `RequestAuthentication`, Istio's as [`Kind`] names them, `HTTPRoute`, `GRPCRoute`, `Pod`, `NetworkPolicy`, `Service`, or what an invalid object claims to be.
     pub kind: String,
     /// Empty where it isn't known.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -73,6 +73,10 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
     }
     for (key, policy) in &objects.mesh_tls {
         add(Kind::MeshTls, key, &policy.metadata, &findings.mesh_tls);
+    }
+    for (key, policy) in &objects.request_authentications {
+        let found = &findings.request_authentications;
+        add(Kind::RequestAuthentication, key, &policy.metadata, found);
     }
     for (key, policy) in &objects.istio_authorization_policies {
         let found = &findings.istio_authorization_policies;
@@ -157,34 +161,12 @@ fn policy_status(
         true => "every reference leads to an object".into(),
         false => finding.unresolved.join("; "),
     };
-    let holding = totals.holders(finding, &model.snapshot.authorizations);
+    let holding = totals.holders(finding, &model.snapshot);
     let nodes = totals.proxies();
     let programmed = holding == nodes && nodes > 0;
-    let enforced = programmed && finding.unenforced.is_empty() && finding.elsewhere.is_empty();
-    let mut enforcement = format!(
-        "enforced by {holding} of {nodes} node proxies for {} pods",
-        finding.enrolled
-    );
-    if finding.not_enrolled > 0 {
-        enforcement += &format!(
-            "; {} selected pods are not in the mesh, where nothing enforces it",
-            finding.not_enrolled
-        );
-    }
-    if !finding.unenforced.is_empty() {
-        enforcement += &format!(
-            "; {} need a waypoint, and what they restrict is denied until one enforces them",
-            finding.unenforced.join(", ")
-        );
-    }
-    for elsewhere in &finding.elsewhere {
-        enforcement += &format!("; {elsewhere}");
-    }
-    let reason = match enforced {
-        true => "Enforced",
-        false if !finding.unenforced.is_empty() => "NeedsWaypoint",
-        false if !finding.elsewhere.is_empty() => "Elsewhere",
-        false => "NotProgrammed",
+    let (enforced, reason, enforcement) = match kind == Kind::RequestAuthentication.to_string() {
+        true => tokens_checked(finding, programmed, (holding, nodes)),
+        false => enforced(finding, programmed, (holding, nodes)),
     };
     let conditions = vec![
         condition("Accepted", true, "Valid", accepted),
@@ -246,6 +228,62 @@ fn traffic_status(key: &ObjectKey, metadata: &ObjectMeta, found: &TrafficFinding
         condition("Enforced", enforced, reason, said(&without, everywhere)),
     ];
     status(&Kind::TrafficPolicy.to_string(), key, conditions)
+}
+
+/// Whether what a policy says of connections and requests holds: with the reason, and a sentence.
+fn enforced(
+    finding: &PolicyFinding,
+    programmed: bool,
+    (holding, nodes): (usize, usize),
+) -> (bool, &'static str, String) {
+    let mut enforcement = format!(
+        "enforced by {holding} of {nodes} node proxies for {} pods",
+        finding.enrolled
+    );
+    if finding.not_enrolled > 0 {
+        enforcement += &format!(
+            "; {} selected pods are not in the mesh, where nothing enforces it",
+            finding.not_enrolled
+        );
+    }
+    if !finding.unenforced.is_empty() {
+        enforcement += &format!(
+            "; {} need a waypoint, and what they restrict is denied until one enforces them",
+            finding.unenforced.join(", ")
+        );
+    }
+    for elsewhere in &finding.elsewhere {
+        enforcement += &format!("; {elsewhere}");
+    }
+    match programmed {
+        _ if !finding.unenforced.is_empty() => (false, "NeedsWaypoint", enforcement),
+        _ if !finding.elsewhere.is_empty() => (false, "Elsewhere", enforcement),
+        true => (true, "Enforced", enforcement),
+        false => (false, "NotProgrammed", enforcement),
+    }
+}
+
+/// The same of a `RequestAuthentication`, which waypoints alone enforce.
+fn tokens_checked(
+    finding: &PolicyFinding,
+    programmed: bool,
+    (holding, nodes): (usize, usize),
+) -> (bool, &'static str, String) {
+    let held = format!("enforced by waypoints: {holding} of {nodes} proxies have what is for them");
+    let unchecked = finding.unenforced.join(", ");
+    match (finding.authentications.is_empty(), programmed) {
+        (_, _) if !unchecked.is_empty() => {
+            let why = format!("nobody checks {unchecked}, which uses no waypoint; {held}");
+            (false, "NeedsWaypoint", why)
+        }
+        (true, _) => (
+            false,
+            "NoTarget",
+            "there is no Service that it is about".into(),
+        ),
+        (false, true) => (true, "Enforced", held),
+        (false, false) => (false, "NotProgrammed", held),
+    }
 }
 
 fn problem_status(problem: &Problem) -> ObjectStatus {

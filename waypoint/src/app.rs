@@ -13,7 +13,9 @@ use seine_identity::{
     CertificateManager, CertificateSource, Identity, ManagerOptions, MeshCa, MeshCaOptions,
     TrustDomain,
 };
-use seine_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
+use seine_proto::{
+    ADDRESS_TYPE, AUTHENTICATION_TYPE, AUTHORIZATION_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE,
+};
 use seine_telemetry::Readiness;
 use seine_workload::Store;
 use seine_xds::{Client, Connection, Grpc, GrpcOptions, NodeInfo, Protocol, Status};
@@ -37,8 +39,9 @@ use crate::traffic::Traffic;
 use crate::upstream::Upstreams;
 
 /// The types in the order in which they are needed.
-const TYPES: [&str; 4] = [
+const TYPES: [&str; 5] = [
     AUTHORIZATION_TYPE,
+    AUTHENTICATION_TYPE,
     ROUTE_RULE_TYPE,
     TRAFFIC_POLICY_TYPE,
     ADDRESS_TYPE,
@@ -107,6 +110,7 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
         identity,
         store: Arc::new(Store::new(&config.network)),
         routes: Arc::default(),
+        authentications: Arc::default(),
         upstreams: Upstreams::new(pool, certificates.clone(), traffic.clone()),
         certificates,
         hbone: Arc::new(hbone),
@@ -140,6 +144,7 @@ fn follow(shared: &Shared) -> Client<Grpc> {
         store: shared.store.clone(),
         routes: Arc::<Routes>::clone(&shared.routes),
         traffic: shared.traffic.clone(),
+        authentications: shared.authentications.clone(),
     };
     Client::new(
         connect,

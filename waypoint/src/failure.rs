@@ -9,6 +9,7 @@ use seine_hbone::{Fault, OpenError};
 use seine_policy::Reason;
 
 use crate::head::BadHead;
+use crate::token::TokenError;
 use crate::traffic_policy::Breaker;
 
 /// What went wrong with a request or a connection.
@@ -20,6 +21,9 @@ pub enum Failure {
     /// The client's body.
     #[error("the request's body broke off, or is malformed")]
     Body,
+    /// A token that is not valid.
+    #[error("{0}")]
+    Token(#[from] TokenError),
     /// Policy, or the absence of it.
     #[error("{0}")]
     Denied(Reason),
@@ -86,6 +90,7 @@ pub enum GrpcStatus {
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
+    Unauthenticated = 16,
 }
 
 impl Failure {
@@ -93,6 +98,9 @@ impl Failure {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) | Self::Body => StatusCode::BAD_REQUEST,
+            // RFC 6750, section 3.1.
+            Self::Token(TokenError::Several) => StatusCode::BAD_REQUEST,
+            Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoRoute => StatusCode::NOT_FOUND,
@@ -111,6 +119,7 @@ impl Failure {
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
             Self::BadRequest(_) | Self::Body => GrpcStatus::Internal,
+            Self::Token(_) => GrpcStatus::Unauthenticated,
             Self::Denied(_) => GrpcStatus::PermissionDenied,
             Self::Limited(_) => GrpcStatus::ResourceExhausted,
             Self::NoRoute => GrpcStatus::Unimplemented,
@@ -135,6 +144,7 @@ impl Failure {
     pub fn flag(&self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::Body => "BAD_REQUEST",
+            Self::Token(_) => "TOKEN",
             Self::Denied(_) => "DENY",
             Self::Limited(_) => "RATE_LIMITED",
             Self::Overloaded(_) => "OVERLOADED",
@@ -153,6 +163,7 @@ impl Failure {
         match self {
             Self::BadRequest(_)
             | Self::Body
+            | Self::Token(_)
             | Self::Denied(_)
             | Self::Limited(_)
             | Self::NoRoute => Fault::Downstream,

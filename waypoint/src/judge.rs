@@ -11,14 +11,14 @@ use tokio::time::{Instant, timeout_at};
 use crate::bind::Bound;
 use crate::head::Head;
 use crate::shared::Shared;
+use crate::token::Verified;
+
+/// A request, and its token if it has a valid one.
+pub(crate) type Asked<'a> = (&'a Head, &'a request::Parts, Option<&'a Verified>);
 
 /// Judges a request, or without one a connection that nobody parses, by the policies of the service; where a pod is
 /// addressed, of every service that leads there.
-pub(crate) async fn judge(
-    shared: &Shared,
-    bound: &Bound,
-    request: Option<(&Head, &request::Parts)>,
-) -> Decision {
+pub(crate) async fn judge(shared: &Shared, bound: &Bound, request: Option<Asked<'_>>) -> Decision {
     let mut decision = judge_as(shared, bound, &bound.service, bound.destination, request).await;
     for (service, port) in bound.pod.iter().flat_map(|pod| pod.also.iter()) {
         if !decision.allowed {
@@ -51,7 +51,7 @@ async fn judge_as(
     bound: &Bound,
     service: &Arc<Service>,
     destination: SocketAddr,
-    request: Option<(&Head, &request::Parts)>,
+    request: Option<Asked<'_>>,
 ) -> Decision {
     let mut changes = shared.store.changed();
     let deadline = Instant::now() + shared.config.policy_wait;
@@ -64,19 +64,24 @@ async fn judge_as(
                 return verdict_on(bound, destination, &[], None);
             }
             Applicable::Ready(policies) => {
-                let texts = request.map(|(_, parts)| texts(&parts.headers));
-                let asked = request.zip(texts.as_ref()).map(|((head, parts), texts)| {
+                let texts = request.map(|(_, parts, _)| texts(&parts.headers));
+                let asked = request.zip(texts.as_ref()).map(|(asked, texts)| {
                     let pairs = texts.iter().map(|(name, value)| (*name, value.as_str()));
-                    (head, parts, pairs.collect::<Vec<_>>())
+                    (asked, pairs.collect::<Vec<_>>())
                 });
-                let asked = asked
-                    .as_ref()
-                    .map(|(head, parts, headers)| seine_policy::Request {
-                        method: parts.method.as_str(),
-                        path: &head.path,
-                        host: &head.host,
-                        headers,
-                    });
+                let asked =
+                    asked
+                        .as_ref()
+                        .map(|((head, parts, token), headers)| seine_policy::Request {
+                            method: parts.method.as_str(),
+                            path: &head.path,
+                            host: &head.host,
+                            headers,
+                            token: token.map(|token| seine_policy::Token {
+                                principal: token.principal.as_deref(),
+                                claims: &token.claims,
+                            }),
+                        });
                 return verdict_on(bound, destination, &policies, asked);
             }
             Applicable::Missing(missing) => missing,

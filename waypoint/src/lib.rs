@@ -1,8 +1,9 @@
 //! The L7 proxy: HTTP to the services that are bound to it, routed and guarded request by request.
 //!
 //! The way of a request, from module to module: `serve` takes the tunnel, and `bind` knows what its CONNECT is for and
-//! who the client is; [`head`] refuses what is ambiguous; `request` asks `judge` for policy and `limit` whether it is too much,
-//! then [`router`] for the rule, and applies its filters; `forward` makes copies and attempts; for each attempt [`endpoint`] chooses whom to ask, and
+//! who the client is; [`head`] refuses what is ambiguous; `request` asks [`authentication`] who asks by a token, `judge` for policy
+//! and `limit` whether it is too much, then [`router`] for the rule, and applies its filters; `forward` makes copies and attempts; for
+//! each attempt [`endpoint`] chooses whom to ask, and
 //! [`upstream`] sends the request there on behalf of its client; `telemetry` writes its line. What isn't HTTP goes from
 //! `bind` to `opaque`.
 
@@ -10,6 +11,7 @@
 
 mod admin;
 pub mod app;
+pub mod authentication;
 mod balance;
 mod bind;
 mod body;
@@ -35,6 +37,7 @@ pub mod rule;
 mod serve;
 pub mod shared;
 mod telemetry;
+pub mod token;
 mod trace;
 pub mod traffic;
 mod traffic_policy;

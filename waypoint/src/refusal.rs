@@ -1,12 +1,13 @@
 //! Answers of the waypoint's own: for HTTP a status and a few words, for gRPC its own status in an answer without a body.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use http_body_util::{Either, Full};
 
 use crate::failure::Failure;
 use crate::request::Body;
+use crate::token::TokenError;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -44,7 +45,21 @@ pub(crate) fn refusal(failure: &Failure, grpc: bool) -> Response<Body> {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
+    if let Failure::Token(error) = failure {
+        let challenge = challenge(error);
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
     response
+}
+
+/// What the client is told of its token (RFC 6750, section 3).
+fn challenge(error: &TokenError) -> HeaderValue {
+    let code = match error {
+        TokenError::Several => "invalid_request",
+        _ => "invalid_token",
+    };
+    let text = format!("Bearer error=\"{code}\", error_description=\"{error}\"");
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Bearer"))
 }
 
 #[cfg(test)]
@@ -73,6 +88,17 @@ mod tests {
             (200, &HeaderValue::from(12))
         );
         assert!(told.body().is_end_stream());
+        let expired = Failure::Token(TokenError::Expired);
+        let told = refusal(&expired, false);
+        assert_eq!(told.status().as_u16(), 401);
+        assert_eq!(
+            told.headers()["www-authenticate"],
+            "Bearer error=\"invalid_token\", error_description=\"the token has expired, or says no end\""
+        );
+        let told = refusal(&expired, true);
+        assert_eq!(told.headers()["grpc-status"], HeaderValue::from(16));
+        let told = refusal(&Failure::Token(TokenError::Several), false);
+        assert_eq!(told.status().as_u16(), 400);
         let told = refusal(&Failure::NoRoute, false);
         assert_eq!(told.status().as_u16(), 404);
         assert!(!told.headers().contains_key("grpc-status"));

@@ -1,4 +1,4 @@
-//! The way of one request: is its head unambiguous, does policy allow it, which rule decides, which backend answers.
+//! The way of one request: is its head unambiguous, is its token valid, does policy allow it, which rule decides, which backend answers.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use seine_identity::Identity;
 
+use crate::authentication::authenticate;
 use crate::bind::Bound;
 use crate::cors::is_preflight;
 use crate::failure::Failure;
@@ -58,11 +59,13 @@ async fn route(
     entry: &mut Entry,
 ) -> Result<Response<Body>, Failure> {
     let (mut parts, body) = request.into_parts();
-    let head = Head::read(&parts)?;
+    let mut head = Head::read(&parts)?;
     entry.path.clone_from(&head.path);
     entry.host.clone_from(&head.host);
     head::strip_own(&mut parts.headers);
-    let decision = judge(shared, bound, Some((&head, &parts))).await;
+    let token = authenticate(shared, bound, &mut head, &mut parts).await?;
+    entry.principal = token.as_ref().and_then(|token| token.principal.clone());
+    let decision = judge(shared, bound, Some((&head, &parts, token.as_ref()))).await;
     entry.decision = Some(decision.clone());
     if !decision.allowed {
         return Err(Failure::Denied(decision.because));

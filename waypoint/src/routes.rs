@@ -9,10 +9,11 @@ use parking_lot::RwLock;
 use prost::Message;
 use seine_proto::discovery::Resource;
 use seine_proto::waypoint::RouteRule;
-use seine_proto::{ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
+use seine_proto::{AUTHENTICATION_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
 use seine_workload::{ServiceKey, Store};
 use seine_xds::{Handler, Refused};
 
+use crate::authentication::Authentications;
 use crate::rule::Rule;
 use crate::traffic::Traffic;
 
@@ -102,6 +103,8 @@ pub struct Configuration {
     pub routes: Arc<Routes>,
     /// How requests to services are treated.
     pub traffic: Arc<Traffic>,
+    /// Rules on tokens.
+    pub authentications: Arc<Authentications>,
 }
 
 impl Handler for Configuration {
@@ -109,6 +112,7 @@ impl Handler for Configuration {
         match type_url {
             ROUTE_RULE_TYPE => self.routes.versions(),
             TRAFFIC_POLICY_TYPE => self.traffic.versions(),
+            AUTHENTICATION_TYPE => self.authentications.versions(),
             _ => self.store.held(type_url),
         }
     }
@@ -117,6 +121,7 @@ impl Handler for Configuration {
         match type_url {
             ROUTE_RULE_TYPE => self.routes.apply(resources, removed),
             TRAFFIC_POLICY_TYPE => self.traffic.apply(resources, removed),
+            AUTHENTICATION_TYPE => self.authentications.apply(resources, removed),
             _ => self.store.apply(type_url, resources, removed),
         }
     }

@@ -10,6 +10,7 @@ use seine_workload::{GatewayAddress, GatewayDestination, Service, Store, Workloa
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use crate::authentication::Authentications;
 use crate::config::Config;
 use crate::routes::Routes;
 use crate::telemetry::Telemetry;
@@ -26,6 +27,8 @@ pub struct Shared {
     pub store: Arc<Store>,
     /// Rules of routes.
     pub routes: Arc<Routes>,
+    /// Rules on tokens.
+    pub authentications: Arc<Authentications>,
     /// Certificates.
     pub certificates: CertificateManager,
     /// Sizes and times of tunnels.

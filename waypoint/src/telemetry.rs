@@ -41,6 +41,8 @@ pub(crate) struct Entry {
     pub(crate) backend: Option<String>,
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) decision: Option<Decision>,
+    /// Whom its token names.
+    pub(crate) principal: Option<String>,
     pub(crate) status: Option<StatusCode>,
     pub(crate) failure: Option<Failure>,
     pub(crate) bytes: u64,
@@ -69,6 +71,7 @@ impl Entry {
             backend: None,
             endpoint: None,
             decision: None,
+            principal: None,
             status: None,
             failure: None,
             bytes: 0,
@@ -248,6 +251,9 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
     }
     if let (Some(failure), true) = (&entry.failure, entry.grpc) {
         pair("grpc_status", &(failure.grpc_status() as u16));
+    }
+    if let Some(principal) = &entry.principal {
+        pair("principal", principal);
     }
     if let Some(rule) = &entry.rule {
         pair("route", rule);

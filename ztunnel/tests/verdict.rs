@@ -194,6 +194,7 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
             net(0, 8),
         ],
         ports: servers.map(|server| server.port()).to_vec(),
+        requests: None,
     };
     // An extension that this proxy does not know is for the parser's tests.
     let policies = prop::collection::vec(values.policy("shop"), 0..4);
@@ -229,6 +230,7 @@ async fn the_proxy_enforces_what_the_oracle_and_the_explanation_say() {
                     destination: b.ip.into(),
                     port: server.port(),
                     peer: peer.map(|(td, ns, sa)| (td.into(), ns.into(), sa.into())),
+                    asked: None,
                 };
                 let identity: Option<Identity> = peer
                     .map(|(td, ns, sa)| format!("spiffe://{td}/ns/{ns}/sa/{sa}").parse().unwrap());

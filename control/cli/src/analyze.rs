@@ -7,6 +7,7 @@ use seine_control::translate::{PolicyFinding, TrafficFinding};
 use seine_objects::{
     Kind, ObjectKey, enrolment,
     enrolment::{DISABLED, ENABLED, MESH_LABEL},
+    gateway::WAYPOINT_LABEL,
     network_policy::{MeshPod, blocked},
     pods,
     policy::{Action, Source},
@@ -136,6 +137,15 @@ fn policies(world: &World, found: &mut Findings) {
     for (key, finding) in &world.findings.traffic_policies {
         traffic(&format!("TrafficPolicy {key}"), finding, found);
     }
+    for (key, finding) in &world.findings.request_authentications {
+        let about = format!("RequestAuthentication {key}");
+        references(&about, finding, found);
+        for unchecked in &finding.unenforced {
+            let message = format!("nobody checks {unchecked}, which uses no waypoint");
+            let remedy = format!("label the Service {WAYPOINT_LABEL}=NAME");
+            found.add(Warning, "NeedsWaypoint", &about, message, remedy);
+        }
+    }
     for (key, finding) in &world.findings.istio_authorization_policies {
         let about = format!("{} {key}", Kind::IstioAuthorizationPolicy);
         effect(&about, finding, found);
@@ -169,7 +179,7 @@ fn traffic(about: &str, finding: &TrafficFinding, found: &mut Findings) {
     }
 }
 
-fn effect(about: &str, finding: &PolicyFinding, found: &mut Findings) {
+fn references(about: &str, finding: &PolicyFinding, found: &mut Findings) {
     for reference in &finding.unresolved {
         found.add(
             Error,
@@ -179,6 +189,10 @@ fn effect(about: &str, finding: &PolicyFinding, found: &mut Findings) {
             "correct the reference, or make what it names",
         );
     }
+}
+
+fn effect(about: &str, finding: &PolicyFinding, found: &mut Findings) {
+    references(about, finding, found);
     if !finding.unenforced.is_empty() {
         found.add(
             Warning,

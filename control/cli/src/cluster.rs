@@ -24,10 +24,11 @@ use serde_json::json;
 use crate::files::Objects;
 
 /// The kinds of policies, ours and Istio's.
-pub const POLICIES: [Kind; 5] = [
+pub const POLICIES: [Kind; 6] = [
     Kind::AuthorizationPolicy,
     Kind::MeshTls,
     Kind::TrafficPolicy,
+    Kind::RequestAuthentication,
     Kind::IstioAuthorizationPolicy,
     Kind::PeerAuthentication,
 ];

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
 use crate::translate::PolicyFinding;
-use crate::xds::{ResourceType, TypeResources, server::Entry};
+use crate::xds::{ResourceType, Snapshot, server::Entry};
 
 /// What the proxies of one replica hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,22 +53,20 @@ impl Held {
             ..Self::default()
         };
         for finding in model.findings.policies() {
-            let resources = &model.snapshot.authorizations;
-            let wanted = versions(finding, resources);
+            let wanted = versions(finding, &model.snapshot);
             let holders: BTreeSet<String> = newest
                 .iter()
                 .filter(|(_, (_, entry))| {
                     let client = entry.client.lock();
-                    let stream = client.stream(ResourceType::Authorization);
-                    stream.is_some_and(|stream| {
-                        wanted
-                            .iter()
-                            .all(|(name, version)| stream.has_accepted(name, version))
+                    wanted.iter().all(|(kind, name, version)| {
+                        // A node proxy has no part in what is for waypoints.
+                        let stream = client.stream(*kind);
+                        stream.is_none_or(|stream| stream.has_accepted(name, version))
                     })
                 })
                 .map(|(name, _)| name.clone())
                 .collect();
-            let digest = digest(finding, resources);
+            let digest = digest(finding, &model.snapshot);
             if holders.len() == newest.len() {
                 held.all.insert(digest);
             } else if !holders.is_empty() {
@@ -84,8 +82,10 @@ impl Held {
         model.snapshot.generation.hash(&mut hasher);
         for entry in clients {
             let client = entry.client.lock();
-            if let Some(stream) = client.stream(ResourceType::Authorization) {
-                (entry.id, stream.counts, stream.is_waiting()).hash(&mut hasher);
+            for kind in [ResourceType::Authorization, ResourceType::Authentication] {
+                if let Some(stream) = client.stream(kind) {
+                    (entry.id, stream.counts, stream.is_waiting()).hash(&mut hasher);
+                }
             }
         }
         Fingerprint(hasher.finish())
@@ -122,8 +122,8 @@ impl Totals {
     }
 
     /// How many of them hold the policy as it is in these resources.
-    pub(crate) fn holders(&self, finding: &PolicyFinding, resources: &TypeResources) -> usize {
-        let digest = digest(finding, resources);
+    pub(crate) fn holders(&self, finding: &PolicyFinding, snapshot: &Snapshot) -> usize {
+        let digest = digest(finding, snapshot);
         let holders = |(held, counted): &(Held, BTreeSet<String>)| {
             if held.all.contains(&digest) {
                 return counted.len();
@@ -157,22 +157,26 @@ fn newest(clients: &[Arc<Entry>]) -> BTreeMap<String, (u64, &Arc<Entry>)> {
     newest
 }
 
-/// Name and version of each resource that carries the policy.
+/// Type, name and version of each resource that carries the policy.
 fn versions<'a>(
     finding: &'a PolicyFinding,
-    resources: &'a TypeResources,
-) -> Vec<(&'a str, &'a str)> {
-    let found = finding.resources.iter().filter_map(|name| {
-        let resource = resources.get(name)?;
-        Some((&*resource.name, &*resource.version))
-    });
-    found.collect()
+    snapshot: &'a Snapshot,
+) -> Vec<(ResourceType, &'a str, &'a str)> {
+    let of = |kind: ResourceType, names: &'a BTreeSet<String>| {
+        names.iter().filter_map(move |name| {
+            let resource = snapshot.of(kind).get(name)?;
+            Some((kind, &*resource.name, &*resource.version))
+        })
+    };
+    of(ResourceType::Authorization, &finding.resources)
+        .chain(of(ResourceType::Authentication, &finding.authentications))
+        .collect()
 }
 
 /// 16 digits for a set of versions.
-fn digest(finding: &PolicyFinding, resources: &TypeResources) -> String {
-    let versions = versions(finding, resources);
-    let bytes = versions.iter().flat_map(|(name, version)| {
+fn digest(finding: &PolicyFinding, snapshot: &Snapshot) -> String {
+    let versions = versions(finding, snapshot);
+    let bytes = versions.iter().flat_map(|(_, name, version)| {
         let parts = name.bytes().chain([0]).chain(version.bytes());
         parts.chain([0])
     });
@@ -208,12 +212,12 @@ mod tests {
 
     /// A policy without resources, and how many hold it.
     fn holders(totals: &Totals) -> usize {
-        totals.holders(&PolicyFinding::default(), &TypeResources::default())
+        totals.holders(&PolicyFinding::default(), &Snapshot::default())
     }
 
     #[test]
     fn the_proxies_of_all_replicas_are_added_up_and_each_counts_where_it_came_last() {
-        let policy = digest(&PolicyFinding::default(), &TypeResources::default());
+        let policy = digest(&PolicyFinding::default(), &Snapshot::default());
         let one = held(&[("n1", 1), ("n2", 1)], &[&policy], &[]);
         let two = held(&[("n3", 1), ("n4", 2)], &[], &[(&policy, &["n4"])]);
         let totals = Totals::of([one.clone(), two]);

@@ -99,6 +99,7 @@ fn kinds(istio: bool) -> impl Iterator<Item = ObjectKind> {
         ObjectKind::AuthorizationPolicy,
         ObjectKind::MeshTls,
         ObjectKind::TrafficPolicy,
+        ObjectKind::RequestAuthentication,
     ];
     let istio = istio.then_some([
         ObjectKind::IstioAuthorizationPolicy,

@@ -4,6 +4,7 @@
 //! no earlier output. The same objects give the same resources, so that whoever compares two
 //! outputs knows exactly what must be sent.
 
+mod authentication;
 mod endpoints;
 mod istio;
 mod mesh_tls;
@@ -25,12 +26,12 @@ use seine_objects::{
 };
 use seine_proto::{
     security::Authorization,
-    waypoint::{RouteRule, TrafficPolicy},
+    waypoint::{RequestAuthentication, RouteRule, TrafficPolicy},
 };
 
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
 pub use policy::AUTHORIZATION_EXTENSION;
-pub use request::REQUEST_EXTENSION;
+pub use request::{REQUEST_EXTENSION, TOKEN_EXTENSION};
 pub(crate) use route::{Unresolved, unresolved};
 pub use service::SERVICE_EXTENSION;
 
@@ -83,6 +84,8 @@ pub struct Resources {
     pub services: BTreeMap<String, seine_proto::workload::Service>,
     /// By `namespace/name`.
     pub authorizations: BTreeMap<String, Authorization>,
+    /// Rules on tokens, by `namespace/name`.
+    pub authentications: BTreeMap<String, RequestAuthentication>,
     /// Rules of routes, by `kind/namespace/name/index`.
     pub routes: BTreeMap<String, RouteRule>,
     /// How requests to services are treated, by `namespace/name`.
@@ -104,6 +107,8 @@ pub struct Findings {
     pub missing_waypoints: BTreeMap<ObjectKey, ObjectKey>,
     /// By the `MeshTLS`.
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
+    /// By the `RequestAuthentication`.
+    pub request_authentications: BTreeMap<ObjectKey, PolicyFinding>,
     /// By Istio's policy.
     pub istio_authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the `PeerAuthentication`.
@@ -120,6 +125,7 @@ impl Findings {
         self.authorization_policies
             .values()
             .chain(self.mesh_tls.values())
+            .chain(self.request_authentications.values())
             .chain(self.istio_authorization_policies.values())
             .chain(self.peer_authentications.values())
     }
@@ -150,6 +156,8 @@ pub struct TrafficFinding {
 pub struct PolicyFinding {
     /// Names of the authorization resources that carry it.
     pub resources: BTreeSet<String>,
+    /// Names of the resources for waypoints that carry it.
+    pub authentications: BTreeSet<String>,
     /// Pods in the mesh that it holds for.
     pub enrolled: usize,
     /// Pods that it selects and that are not in the mesh: nothing enforces it there.
@@ -171,6 +179,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     let pods = workload::translate(objects, &services, settings, &mut resources);
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
     policy::translate(objects, &mut services, &pods, settings, &mut resources);
+    authentication::translate(objects, &mut services, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
     traffic::translate(objects, &services, settings, &mut resources);
     waypoint::bind(objects, &mut services, &pods, settings, &mut resources);

@@ -370,16 +370,31 @@ fn lower<'a>(
     }
     let mut rules = Vec::new();
     for (index, rule) in spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{index}]");
         for (to, operation) in rule.to.iter().enumerate() {
-            let path = format!("spec.rules[{index}].to[{to}]");
             let fields = operation.l7_fields().into_iter();
-            let fields = fields.map(|field| format!("{path}.{field}"));
+            let fields = fields.map(|field| format!("{path}.to[{to}].{field}"));
+            finding.unenforced.extend(fields);
+        }
+        for (from, source) in rule.from.iter().enumerate() {
+            let fields = source.l7_fields().into_iter();
+            let fields = fields.map(|field| format!("{path}.from[{from}].{field}"));
             finding.unenforced.extend(fields);
         }
         let Some(to) = operations(&rule.to, spec.action) else {
             continue;
         };
-        rules.extend(from_each(&rule.from, to, &key.namespace, settings));
+        let judged =
+            |source: &&Source| spec.action != Action::Allow || source.l7_fields().is_empty();
+        let judged: Vec<&Source> = rule.from.iter().filter(judged).collect();
+        // Without the sources that can't be judged it would be about everybody.
+        if judged.is_empty() && !rule.from.is_empty() {
+            continue;
+        }
+        let namespace = &key.namespace;
+        rules.extend(from_each(&judged, to, |source| {
+            from(source, namespace, &settings.trust_domain)
+        }));
     }
     if bound && found.is_empty() {
         // Where all of it is at waypoints, all of it is enforced.
@@ -408,16 +423,15 @@ pub(super) fn enforced_as(action: Action) -> security::Action {
 
 /// A rule for each of the sources, any of which may be it; without one, a rule for everybody.
 pub(super) fn from_each(
-    sources: &[Source],
+    sources: &[&Source],
     to: Vec<Clause>,
-    namespace: &str,
-    settings: &Settings,
+    from: impl Fn(&Source) -> Vec<Clause>,
 ) -> Vec<security::Rule> {
     if sources.is_empty() {
         return vec![security::Rule { clauses: to }];
     }
     let rules = sources.iter().map(|source| {
-        let mut clauses = from(source, namespace, &settings.trust_domain);
+        let mut clauses = from(source);
         clauses.extend(to.iter().cloned());
         security::Rule { clauses }
     });
@@ -469,7 +483,8 @@ fn operations(operations: &[Operation], action: Action) -> Option<Vec<Clause>> {
     Some(vec![Clause { matches }])
 }
 
-fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
+/// What a connection has to be, for a source; what of it is about requests is left out.
+pub(super) fn from(source: &Source, namespace: &str, trust_domain: &str) -> Vec<Clause> {
     let principal = |text: &String| string_match(text.strip_prefix("spiffe://").unwrap_or(text));
     let account = |text: &String| {
         let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));

@@ -8,21 +8,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     ObjectKey,
-    policy::{Action, AuthorizationPolicy, Operation},
+    policy::{Action, AuthorizationPolicy, Operation, Source},
 };
 use seine_proto::{
-    extensions::{HeaderMatch, RequestMatch},
+    extensions::{ClaimMatch, HeaderMatch, RequestMatch, TokenMatch},
     security::{Authorization, Clause, Extension, Match, Scope},
 };
 
 use super::{
     Resources, Settings, any,
-    policy::{enforced_as, from_each, string_match},
+    policy::{clause, enforced_as, from, from_each, string_match},
     service,
 };
 
 /// Name of the extension that carries [`RequestMatch`].
 pub const REQUEST_EXTENSION: &str = "seine.dev/request";
+/// Name of the extension that carries [`TokenMatch`].
+pub const TOKEN_EXTENSION: &str = "seine.dev/token";
 
 /// Adds the policy for each bound service that it is attached to, and gives the names of what was made.
 pub(super) fn translate(
@@ -92,7 +94,12 @@ fn compile(
             }
             to.push(Clause { matches });
         }
-        rules.extend(from_each(&rule.from, to, &key.namespace, settings));
+        let sources: Vec<&Source> = rule.from.iter().collect();
+        rules.extend(from_each(&sources, to, |source| {
+            let mut clauses = from(source, &key.namespace, &settings.trust_domain);
+            clauses.extend(token(source));
+            clauses
+        }));
     }
     Authorization {
         // A service's name has no underscore, so that this is none that an object can have.
@@ -104,6 +111,31 @@ fn compile(
         dry_run: spec.dry_run || spec.action == Action::Audit,
         extensions: Vec::new(),
     }
+}
+
+/// What the request's token has to be, for a source that says something of it.
+fn token(source: &Source) -> Option<Clause> {
+    let texts = |values: &[String]| values.iter().map(|value| string_match(value)).collect();
+    let token = TokenMatch {
+        principals: texts(&source.request_principals),
+        not_principals: texts(&source.not_request_principals),
+        claims: (source.claims.iter())
+            .map(|claim| ClaimMatch {
+                path: claim.path.clone(),
+                values: texts(&claim.values),
+                not_values: texts(&claim.not_values),
+            })
+            .collect(),
+    };
+    (token != TokenMatch::default()).then(|| {
+        clause(Match {
+            extensions: vec![Extension {
+                name: TOKEN_EXTENSION.into(),
+                config: Some(any("seine.workload.v1.TokenMatch", &token)),
+            }],
+            ..Default::default()
+        })
+    })
 }
 
 /// `None`: the operation is about none of the service's ports.

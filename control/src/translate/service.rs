@@ -35,6 +35,8 @@ pub(super) struct Translated {
     pub(super) waypoint: Option<String>,
     /// Names of the policies that its waypoint enforces.
     pub(super) policies: Vec<String>,
+    /// Likewise of RequestAuthentications.
+    pub(super) authentications: Vec<String>,
     pub(super) message: seine_proto::workload::Service,
 }
 
@@ -72,6 +74,7 @@ pub(super) fn translate(
                 object: object.clone(),
                 waypoint: waypoint.map(str::to_owned),
                 policies: Vec::new(),
+                authentications: Vec::new(),
                 message,
             },
         );
@@ -287,7 +290,12 @@ pub(super) fn extension(service: &Translated) -> Option<Extension> {
     let names: BTreeMap<u32, String> = tcp_ports(spec)
         .filter_map(|port| Some((service_port(port)?.service_port, port.name.clone()?)))
         .collect();
-    if names.is_empty() && service.policies.is_empty() {
+    let listed = ServiceExtension {
+        policies: service.policies.clone(),
+        authentications: service.authentications.clone(),
+        ..Default::default()
+    };
+    if names.is_empty() && listed == ServiceExtension::default() {
         return None;
     }
     // One message for each entry, one after the other: that is the encoding of their merger, and
@@ -295,15 +303,11 @@ pub(super) fn extension(service: &Translated) -> Option<Extension> {
     let names = names.into_iter().flat_map(|entry| {
         ServiceExtension {
             port_names: [entry].into_iter().collect(),
-            policies: Vec::new(),
+            ..Default::default()
         }
         .encode_to_vec()
     });
-    let policies = ServiceExtension {
-        policies: service.policies.clone(),
-        ..Default::default()
-    };
-    let value = names.chain(policies.encode_to_vec()).collect();
+    let value = names.chain(listed.encode_to_vec()).collect();
     let type_url = "type.googleapis.com/seine.workload.v1.ServiceExtension".to_owned();
     Some(Extension {
         name: SERVICE_EXTENSION.into(),

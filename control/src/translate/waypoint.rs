@@ -64,6 +64,7 @@ pub(super) fn bind(
     }
     for service in services.values_mut() {
         service.policies.sort();
+        service.authentications.sort();
         service.message.extensions = service::extension(service).into_iter().collect();
     }
 }

@@ -1,6 +1,8 @@
 use prost::Message as _;
 use seine_objects::{Kind, ObjectKey};
-use seine_proto::extensions::{BoundPort, RequestMatch, ServiceExtension, WorkloadExtension};
+use seine_proto::extensions::{
+    BoundPort, RequestMatch, ServiceExtension, TokenMatch, WorkloadExtension,
+};
 use seine_proto::security::{Action, Authorization};
 use seine_proto::waypoint::{RouteRule, filter, r#match, path_change};
 use seine_proto::workload::gateway_address::Destination;
@@ -157,6 +159,130 @@ fn a_policy_of_a_bound_service_is_judged_at_its_waypoint_by_the_service_s_ports_
     assert_eq!(request.hosts.len(), 1);
     let finding = &resources.findings.authorization_policies[&ObjectKey::new("shop", "p")];
     assert!(finding.unenforced.is_empty() && finding.unresolved.is_empty());
+}
+
+fn request_authentication(spec: &str) -> String {
+    policy("users", spec).replace("AuthorizationPolicy", "RequestAuthentication")
+}
+
+const KEYS: &str = r#"'{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}]}'"#;
+
+#[test]
+fn rules_on_tokens_are_one_resource_that_bound_services_list_and_others_are_told_of() {
+    let spec = format!(
+        "{{targetRefs: [{{kind: Service, name: web}}, {{kind: Service, name: free}}, {{kind: Service, name: gone}}], jwtRules: [{{issuer: 'https://a', audiences: [b], jwks: {KEYS}, fromHeaders: [{{name: X-T, prefix: 'JWT '}}], fromParams: [t], outputClaimToHeaders: [{{header: X-User, path: [sub]}}]}}]}}"
+    );
+    let free = bound("free").replace("seine.dev/use-waypoint: wp", "");
+    let yaml = [bound("web"), free, request_authentication(&spec)].concat();
+    let resources = translated(&yaml);
+    let listed = |service: &str| {
+        let service = &resources.services[&format!("shop/{service}.shop.svc.cluster.local")];
+        let value = &service.extensions[0].config.as_ref().unwrap().value;
+        let extension = ServiceExtension::decode(value.as_slice()).unwrap();
+        extension.authentications
+    };
+    assert_eq!(listed("web"), ["shop/users"]);
+    assert_eq!(listed("free"), [""; 0]);
+    let found = &resources.authentications["shop/users"];
+    let rule = &found.rules[0];
+    assert_eq!((rule.issuer.as_str(), rule.forward), ("https://a", false));
+    assert_eq!(rule.from_headers[0].name, "x-t");
+    assert_eq!(rule.claim_headers[0].header, "x-user");
+    assert_eq!(found.refused, "");
+    let finding = &resources.findings.request_authentications[&ObjectKey::new("shop", "users")];
+    assert_eq!(finding.unresolved.len(), 1);
+    assert_eq!(
+        finding.unenforced,
+        ["the tokens of requests to Service shop/free"]
+    );
+    // The order in which they are sent: what a service names is there before it.
+    let order = crate::xds::ResourceType::ALL.map(|kind| kind.url());
+    let place = |url: &str| order.iter().position(|known| *known == url).unwrap();
+    assert!(place(seine_proto::AUTHENTICATION_TYPE) < place(seine_proto::ADDRESS_TYPE));
+}
+
+#[test]
+fn what_stands_in_for_rules_on_tokens_that_are_not_valid_refuses_every_request() {
+    let object = serde_json::json!({
+        "apiVersion": "policy.seine.dev/v1alpha1", "kind": "RequestAuthentication",
+        "metadata": {"name": "users", "namespace": "shop"}, "spec": {"targetRefs": 1},
+    });
+    let invalid = seine_objects::parse_object(Kind::RequestAuthentication, object).unwrap_err();
+    let (mut objects, _) = seine_objects::ObjectSet::from_yaml(&bound("web"));
+    objects.insert(invalid.key.unwrap(), invalid.stand_in.unwrap());
+    let resources = super::translate(&objects, &super::Settings::default());
+    let found = &resources.authentications["shop/users"];
+    assert!(found.refused.contains("shop/users, which is not valid"));
+    let service = &resources.services["shop/web.shop.svc.cluster.local"];
+    let value = &service.extensions[0].config.as_ref().unwrap().value;
+    let extension = ServiceExtension::decode(value.as_slice()).unwrap();
+    assert_eq!(extension.authentications, ["shop/users"]);
+}
+
+/// What must hold of the token, of each rule that says something of it.
+fn tokens(authorization: &Authorization) -> Vec<TokenMatch> {
+    let clauses = authorization.rules.iter().flat_map(|rule| &rule.clauses);
+    let matches = clauses.flat_map(|clause| &clause.matches);
+    let extensions = matches.flat_map(|found| &found.extensions);
+    let tokens = extensions.filter(|extension| extension.name == super::TOKEN_EXTENSION);
+    let decode = |extension: &seine_proto::security::Extension| {
+        TokenMatch::decode(&*extension.config.as_ref().unwrap().value).unwrap()
+    };
+    tokens.map(decode).collect()
+}
+
+#[test]
+fn who_asks_by_a_token_is_judged_at_the_waypoint_and_denied_where_there_is_none() {
+    let rules = |action: &str| {
+        format!(
+            "{{action: {action}, targetRefs: [{{kind: Service, name: web}}], rules: [{{from: [{{requestPrincipals: ['https://a/*'], claims: [{{path: [g, h], values: [x], notValues: [y]}}], namespaces: [shop]}}, {{namespaces: [other]}}]}}]}}"
+        )
+    };
+    let pod = pod("shop", "a", "10.0.0.1", "labels: {app: a}", "");
+    let yaml = [bound("web"), pod.clone(), policy("p", &rules("Allow"))].concat();
+    let resources = translated(&yaml);
+    let found = &resources.authorizations["shop/p_at_web"];
+    assert_eq!(found.rules.len(), 2);
+    let token = &tokens(found)[..];
+    assert_eq!((token.len(), token[0].principals.len()), (1, 1));
+    let claim = &token[0].claims[0];
+    assert_eq!(
+        (
+            claim.path.join("."),
+            claim.values.len(),
+            claim.not_values.len()
+        ),
+        ("g.h".into(), 1, 1)
+    );
+    assert!(
+        resources
+            .findings
+            .policies()
+            .all(|finding| finding.unenforced.is_empty())
+    );
+
+    let unbound = bound("web").replace("seine.dev/use-waypoint: wp", "");
+    let of = |action: &str| {
+        let yaml = [unbound.clone(), pod.clone(), policy("p", &rules(action))].concat();
+        let resources = translated(&yaml);
+        let finding = &resources.findings.authorization_policies[&ObjectKey::new("shop", "p")];
+        let expected = [
+            "spec.rules[0].from[0].requestPrincipals",
+            "spec.rules[0].from[0].claims",
+        ];
+        assert_eq!(finding.unenforced, expected);
+        let found = resources.authorizations["shop/p"].clone();
+        assert!(tokens(&found).is_empty());
+        found.rules.len()
+    };
+    // An Allow loses the source, a Deny the fields alone.
+    assert_eq!(of("Allow"), 1);
+    assert_eq!(of("Deny"), 2);
+    // An Allow of such sources alone is about nobody, and not about everybody.
+    let only =
+        "{targetRefs: [{kind: Service, name: web}], rules: [{from: [{requestPrincipals: ['*']}]}]}";
+    let yaml = [unbound, pod, policy("p", only)].concat();
+    assert!(translated(&yaml).authorizations["shop/p"].rules.is_empty());
 }
 
 #[test]

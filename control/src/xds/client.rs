@@ -139,13 +139,17 @@ impl Client {
         }
         if !policies_behind {
             for kind in [
+                ResourceType::Authentication,
                 ResourceType::Route,
                 ResourceType::Traffic,
                 ResourceType::Address,
             ] {
                 let stream = self.streams.get_mut(&kind).filter(|_| sent.is_none());
-                sent = sent
-                    .or_else(|| stream.and_then(|s| s.respond(kind, snapshot, node, &nonce, true)));
+                // Services name them, as workloads do policies.
+                let removals = kind != ResourceType::Authentication || !addresses_behind;
+                sent = sent.or_else(|| {
+                    stream.and_then(|s| s.respond(kind, snapshot, node, &nonce, removals))
+                });
             }
         }
         self.nonces += u64::from(sent.is_some());
@@ -412,13 +416,14 @@ impl TypeStream {
         for subscription in &self.subscriptions {
             let found = match kind {
                 ResourceType::Address => snapshot.resolve(subscription),
-                ResourceType::Authorization | ResourceType::Route | ResourceType::Traffic => {
-                    resources
-                        .get(subscription)
-                        .map(|found| &found.name)
-                        .into_iter()
-                        .collect()
-                }
+                ResourceType::Authorization
+                | ResourceType::Authentication
+                | ResourceType::Route
+                | ResourceType::Traffic => resources
+                    .get(subscription)
+                    .map(|found| &found.name)
+                    .into_iter()
+                    .collect(),
             };
             // A name that it holds is removed as such.
             if found.is_empty()

@@ -18,6 +18,8 @@ pub use snapshot::{Snapshot, TypeResources};
 pub enum ResourceType {
     /// Policies; they are sent first, since workloads name them.
     Authorization,
+    /// Rules on tokens, for waypoints.
+    Authentication,
     /// Rules of routes, for waypoints.
     Route,
     /// How requests to services are treated, for waypoints.
@@ -28,8 +30,9 @@ pub enum ResourceType {
 
 impl ResourceType {
     /// All, in the order of sending.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Authorization,
+        Self::Authentication,
         Self::Route,
         Self::Traffic,
         Self::Address,
@@ -39,6 +42,7 @@ impl ResourceType {
     pub fn url(self) -> &'static str {
         match self {
             Self::Authorization => seine_proto::AUTHORIZATION_TYPE,
+            Self::Authentication => seine_proto::AUTHENTICATION_TYPE,
             Self::Route => seine_proto::ROUTE_RULE_TYPE,
             Self::Traffic => seine_proto::TRAFFIC_POLICY_TYPE,
             Self::Address => seine_proto::ADDRESS_TYPE,

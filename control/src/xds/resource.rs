@@ -9,7 +9,7 @@ use prost::Message as _;
 use seine_proto::{
     discovery,
     security::Authorization,
-    waypoint::{RouteRule, TrafficPolicy},
+    waypoint::{RequestAuthentication, RouteRule, TrafficPolicy},
     workload::{self, Service, Workload},
 };
 
@@ -96,6 +96,11 @@ impl Resource {
     /// A policy under its key.
     pub fn authorization(key: &str, authorization: &Authorization) -> Self {
         Self::of_one_name(ResourceType::Authorization, key, authorization)
+    }
+
+    /// Rules on tokens under their name.
+    pub fn authentication(name: &str, rules: &RequestAuthentication) -> Self {
+        Self::of_one_name(ResourceType::Authentication, name, rules)
     }
 
     /// A route's rule under its name.

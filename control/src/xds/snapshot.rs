@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Policies.
     pub authorizations: TypeResources,
+    /// Rules on tokens.
+    pub authentications: TypeResources,
     /// Rules of routes.
     pub routes: TypeResources,
     /// How requests to services are treated.
@@ -72,7 +74,17 @@ impl Snapshot {
         let traffic = resources.traffic.iter();
         let traffic = traffic.map(|(key, policy)| Resource::traffic(key, policy));
         let (traffic, traffic_changed) = self.traffic.next(generation, traffic);
-        let any = changed || policies_changed || routes_changed || traffic_changed;
+        let authentications = resources
+            .authentications
+            .iter()
+            .map(|(name, rules)| Resource::authentication(name, rules));
+        let (authentications, authentications_changed) =
+            self.authentications.next(generation, authentications);
+        let any = changed
+            || policies_changed
+            || routes_changed
+            || traffic_changed
+            || authentications_changed;
         if !any && self.generation > 0 {
             return None;
         }
@@ -83,6 +95,7 @@ impl Snapshot {
         Some(Self {
             generation,
             authorizations,
+            authentications,
             routes,
             traffic,
             addresses,
@@ -94,6 +107,7 @@ impl Snapshot {
     pub fn of(&self, kind: ResourceType) -> &TypeResources {
         match kind {
             ResourceType::Authorization => &self.authorizations,
+            ResourceType::Authentication => &self.authentications,
             ResourceType::Route => &self.routes,
             ResourceType::Traffic => &self.traffic,
             ResourceType::Address => &self.addresses,

@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     node::v1::RuntimeClass,
 };
 use kube::api::{ApiResource, GroupVersionKind};
-use seine_objects::policy::{AuthorizationPolicy, MeshTls, TrafficPolicy};
+use seine_objects::policy::{AuthorizationPolicy, MeshTls, RequestAuthentication, TrafficPolicy};
 use seine_objects::{Kind, gateway, istio};
 
 /// Which objects a source watches.
@@ -37,6 +37,7 @@ impl Scope {
             Kind::AuthorizationPolicy,
             Kind::MeshTls,
             Kind::TrafficPolicy,
+            Kind::RequestAuthentication,
         ];
         let istio = [Kind::IstioAuthorizationPolicy, Kind::PeerAuthentication];
         match self {
@@ -74,6 +75,7 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),
         Kind::TrafficPolicy => ApiResource::erase::<TrafficPolicy>(&()),
+        Kind::RequestAuthentication => ApiResource::erase::<RequestAuthentication>(&()),
         Kind::IstioAuthorizationPolicy => of_istio("AuthorizationPolicy", "authorizationpolicies"),
         Kind::PeerAuthentication => of_istio("PeerAuthentication", "peerauthentications"),
     }

@@ -56,6 +56,7 @@ impl Kind {
             | Self::AuthorizationPolicy
             | Self::MeshTls
             | Self::TrafficPolicy
+            | Self::RequestAuthentication
             | Self::IstioAuthorizationPolicy
             | Self::PeerAuthentication => &POLICY,
         }

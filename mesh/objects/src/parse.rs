@@ -21,7 +21,9 @@ use crate::{
     gateway::{self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio::{self, PeerAuthentication},
     pods,
-    policy::{self, AuthorizationPolicy, FieldError, MeshTls, TrafficPolicy},
+    policy::{
+        self, AuthorizationPolicy, FieldError, MeshTls, RequestAuthentication, TrafficPolicy,
+    },
 };
 
 /// The kinds that are read.
@@ -46,6 +48,7 @@ pub enum Kind {
     AuthorizationPolicy,
     MeshTls,
     TrafficPolicy,
+    RequestAuthentication,
     IstioAuthorizationPolicy,
     PeerAuthentication,
 }
@@ -93,6 +96,7 @@ pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
     TrafficPolicy(Arc<TrafficPolicy>),
+    RequestAuthentication(Arc<RequestAuthentication>),
     IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
 }
@@ -116,6 +120,7 @@ impl Object {
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
         }
@@ -139,6 +144,7 @@ impl Object {
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
             Self::TrafficPolicy(object) => serde_json::to_value(&**object),
+            Self::RequestAuthentication(object) => serde_json::to_value(&**object),
             Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::PeerAuthentication(object) => serde_json::to_value(&**object),
         };
@@ -437,6 +443,7 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
         (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
         (policy::API_VERSION, "TrafficPolicy") => Kind::TrafficPolicy,
+        (policy::API_VERSION, "RequestAuthentication") => Kind::RequestAuthentication,
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
             Kind::IstioAuthorizationPolicy
         }
@@ -489,6 +496,11 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             let policy: TrafficPolicy = typed(value)?;
             check(policy.validate())?;
             Object::TrafficPolicy(Arc::new(policy))
+        }
+        Kind::RequestAuthentication => {
+            let policy: RequestAuthentication = typed(value)?;
+            check(policy.validate())?;
+            Object::RequestAuthentication(Arc::new(policy))
         }
         Kind::IstioAuthorizationPolicy => {
             let policy: istio::AuthorizationPolicy = typed(value)?;

@@ -13,7 +13,7 @@ use crate::{
     Kind, Object,
     gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio,
-    policy::{AuthorizationPolicy, MeshTls, TrafficPolicy},
+    policy::{AuthorizationPolicy, MeshTls, RequestAuthentication, TrafficPolicy},
 };
 
 /// Objects of one kind. An object that didn't change keeps its `Arc` from one set to the next.
@@ -54,6 +54,8 @@ pub struct ObjectSet {
     pub mesh_tls: Objects<MeshTls>,
     /// `policy.seine.dev` traffic policies.
     pub traffic_policies: Objects<TrafficPolicy>,
+    /// `policy.seine.dev` rules on tokens.
+    pub request_authentications: Objects<RequestAuthentication>,
     /// Istio's authorization policies.
     pub istio_authorization_policies: Objects<istio::AuthorizationPolicy>,
     /// Istio's TLS modes.
@@ -100,6 +102,9 @@ impl ObjectSet {
             }
             Object::MeshTls(object) => drop(self.mesh_tls.insert(key, object)),
             Object::TrafficPolicy(object) => drop(self.traffic_policies.insert(key, object)),
+            Object::RequestAuthentication(object) => {
+                drop(self.request_authentications.insert(key, object));
+            }
             Object::IstioAuthorizationPolicy(object) => {
                 drop(self.istio_authorization_policies.insert(key, object));
             }
@@ -127,6 +132,7 @@ impl ObjectSet {
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
             Kind::TrafficPolicy => self.traffic_policies.remove(key).is_some(),
+            Kind::RequestAuthentication => self.request_authentications.remove(key).is_some(),
             Kind::IstioAuthorizationPolicy => {
                 self.istio_authorization_policies.remove(key).is_some()
             }
@@ -152,6 +158,7 @@ impl ObjectSet {
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
             Kind::TrafficPolicy => self.traffic_policies.contains_key(key),
+            Kind::RequestAuthentication => self.request_authentications.contains_key(key),
             Kind::IstioAuthorizationPolicy => self.istio_authorization_policies.contains_key(key),
             Kind::PeerAuthentication => self.peer_authentications.contains_key(key),
         }
@@ -178,6 +185,9 @@ impl ObjectSet {
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
             Object::TrafficPolicy(object) => same(&self.traffic_policies, key, object),
+            Object::RequestAuthentication(object) => {
+                same(&self.request_authentications, key, object)
+            }
             Object::IstioAuthorizationPolicy(object) => {
                 same(&self.istio_authorization_policies, key, object)
             }
@@ -203,6 +213,7 @@ impl ObjectSet {
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
             Kind::TrafficPolicy => Box::new(self.traffic_policies.keys()),
+            Kind::RequestAuthentication => Box::new(self.request_authentications.keys()),
             Kind::IstioAuthorizationPolicy => Box::new(self.istio_authorization_policies.keys()),
             Kind::PeerAuthentication => Box::new(self.peer_authentications.keys()),
         }
@@ -238,6 +249,10 @@ impl ObjectSet {
         );
         share(&mut self.mesh_tls, &older.mesh_tls);
         share(&mut self.traffic_policies, &older.traffic_policies);
+        share(
+            &mut self.request_authentications,
+            &older.request_authentications,
+        );
         share(
             &mut self.istio_authorization_policies,
             &older.istio_authorization_policies,

@@ -21,8 +21,8 @@ mod verdict;
 
 pub use explain::{Explanation, PolicyStep, explain};
 pub use model::{
-    Action, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Request, RequestMatch, Rule,
-    Scope, ServiceAccountMatch, StringMatch,
+    Action, Claim, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Request,
+    RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, Token, TokenMatch,
 };
 pub use pattern::{BadPattern, Pattern};
 pub use verdict::{Applicable, Audit, Decision, Reason, verdict};

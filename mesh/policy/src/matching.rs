@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use seine_identity::Identity;
 
 use crate::model::{
-    Action, Clause, Connection, HeaderMatch, Match, Policy, Request, RequestMatch, Rule,
-    ServiceAccountMatch, StringMatch,
+    Action, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, Request, RequestMatch,
+    Rule, ServiceAccountMatch, StringMatch, Token, TokenMatch,
 };
 
 impl Policy {
@@ -69,7 +69,13 @@ impl Match {
             (Some(_), None) => action == Action::Deny,
             (None, _) => true,
         };
+        let token = match (&self.token, &subject.request) {
+            (Some(wanted), Some(request)) => wanted.matches(request.token.as_ref()),
+            (Some(_), None) => action == Action::Deny,
+            (None, _) => true,
+        };
         request
+            && token
             && self.destination_ports_match(subject.port)
             && kind(&self.source_ips, &self.not_source_ips, |n| {
                 in_block(n, subject.source)
@@ -109,6 +115,7 @@ impl Match {
             && self.service_accounts.is_empty()
             && self.not_service_accounts.is_empty()
             && self.request.is_none()
+            && self.token.is_none()
     }
 }
 
@@ -122,6 +129,25 @@ impl RequestMatch {
                 .headers
                 .iter()
                 .all(|header| header.matches(request.headers))
+    }
+}
+
+impl TokenMatch {
+    fn matches(&self, token: Option<&Token<'_>>) -> bool {
+        let principal = token.and_then(|token| token.principal);
+        kind(&self.principals, &self.not_principals, |m| {
+            principal.is_some_and(|principal| m.matches(principal))
+        }) && self.claims.iter().all(|claim| claim.matches(token))
+    }
+}
+
+impl ClaimMatch {
+    fn matches(&self, token: Option<&Token<'_>>) -> bool {
+        let claims = token.map_or(&[][..], |token| token.claims);
+        kind(&self.values, &self.not_values, |m| {
+            let mut found = claims.iter().filter(|claim| claim.path == self.path);
+            found.any(|claim| m.matches(&claim.value))
+        })
     }
 }
 

@@ -107,6 +107,8 @@ pub struct Match {
     /// What must hold of the request. Where there is none to look at, as on a connection that nobody parses, the
     /// match never matches in an ALLOW policy, and in a DENY policy as if the condition held.
     pub request: Option<Box<RequestMatch>>,
+    /// What must hold of the request's token, likewise.
+    pub token: Option<Box<TokenMatch>>,
     /// The match came with a condition that this proxy doesn't know. It then never matches in an
     /// ALLOW policy, and in a DENY policy as if the condition held.
     pub unknown_condition: bool,
@@ -132,6 +134,17 @@ pub struct RequestMatch {
     pub headers: Vec<HeaderMatch>,
 }
 
+/// What must hold of a request's token. A request without one matches no positive kind, and every `not_` kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenMatch {
+    /// `issuer/subject`.
+    pub principals: Vec<StringMatch>,
+    /// Not that; `Presence` here means "without a subject, or a token".
+    pub not_principals: Vec<StringMatch>,
+    /// Each must match.
+    pub claims: Vec<ClaimMatch>,
+}
+
 /// A header one of whose values must match one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderMatch {
@@ -139,6 +152,17 @@ pub struct HeaderMatch {
     pub name: Box<str>,
     /// Any of these.
     pub values: Vec<StringMatch>,
+}
+
+/// A claim: one of its values must match one of these, and none one of those excluded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimMatch {
+    /// The names that lead to it.
+    pub path: Box<[Box<str>]>,
+    /// Any of these.
+    pub values: Vec<StringMatch>,
+    /// None of these.
+    pub not_values: Vec<StringMatch>,
 }
 
 /// A service account by name.
@@ -187,4 +211,24 @@ pub struct Request<'a> {
     pub host: &'a str,
     /// Names in lower case, with their values; a header that occurs twice is there twice.
     pub headers: &'a [(&'a str, &'a str)],
+    /// What a token that was verified says of who asks; none where there is none.
+    pub token: Option<Token<'a>>,
+}
+
+/// A verified token.
+#[derive(Clone, Copy, Debug)]
+pub struct Token<'a> {
+    /// `issuer/subject`; none where it names no subject.
+    pub principal: Option<&'a str>,
+    /// Every value in it.
+    pub claims: &'a [Claim],
+}
+
+/// One value of a token. Of a list each element is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The names that lead to it.
+    pub path: Box<[Box<str>]>,
+    /// A text, or a number or truth value as JSON writes it.
+    pub value: Box<str>,
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use seine_identity::Identity;
 
 use crate::{
-    Action, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Reason, Request,
-    RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, explain, verdict,
+    Action, Claim, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Reason,
+    Request, RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, Token, TokenMatch,
+    explain, verdict,
 };
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
@@ -331,12 +332,8 @@ fn an_explanation_names_every_policy_and_what_it_did() {
     );
 }
 
-/// Whether a match of this request matches `GET web.shop/admin/x` with a header, in either kind of policy.
-fn request_matches(wanted: RequestMatch, action: Action, request: bool) -> bool {
-    let found = Match {
-        request: Some(Box::new(wanted)),
-        ..Match::default()
-    };
+/// Whether a match matches `GET web.shop/admin/x` with a header and perhaps a token, in either kind of policy.
+fn matches_request(found: Match, action: Action, request: bool, token: Option<Token<'_>>) -> bool {
     let policy = policy("p", action, vec![rule(vec![found])]);
     let connection = Connection {
         source: "10.0.0.1:40000".parse().unwrap(),
@@ -347,10 +344,115 @@ fn request_matches(wanted: RequestMatch, action: Action, request: bool) -> bool 
             path: "/admin/x",
             host: "web.shop",
             headers: &[("x-a", "1"), ("x-a", "2")],
+            token,
         }),
     };
     let allowed = verdict(&[Arc::new(policy)], &connection).allowed;
     allowed == (action == Action::Allow)
+}
+
+fn request_matches(wanted: RequestMatch, action: Action, request: bool) -> bool {
+    let found = Match {
+        request: Some(Box::new(wanted)),
+        ..Match::default()
+    };
+    matches_request(found, action, request, None)
+}
+
+#[test]
+fn a_token_is_matched_by_its_principal_and_claims_and_none_matches_negations_alone() {
+    let claim = |path: &[&str], value: &str| Claim {
+        path: path.iter().map(|name| Box::from(*name)).collect(),
+        value: value.into(),
+    };
+    let claims = [
+        claim(&["groups"], "a"),
+        claim(&["groups"], "b"),
+        claim(&["realm", "role"], "admin"),
+        claim(&["realm.role"], "other"),
+    ];
+    let token = Token {
+        principal: Some("https://issuer/alice"),
+        claims: &claims,
+    };
+    let wanted = |path: &[&str], values: Vec<StringMatch>, not_values: Vec<StringMatch>| {
+        let path = path.iter().map(|name| Box::from(*name)).collect();
+        let claims = vec![ClaimMatch {
+            path,
+            values,
+            not_values,
+        }];
+        TokenMatch {
+            claims,
+            ..TokenMatch::default()
+        }
+    };
+    let of = |principals, not_principals| TokenMatch {
+        principals,
+        not_principals,
+        ..TokenMatch::default()
+    };
+    let any = || vec![StringMatch::Presence];
+    let prefix = |text: &str| vec![StringMatch::Prefix(text.into())];
+    // What matches with the token, with one that names no subject and claims nothing, and without any.
+    let table = [
+        (
+            of(exact("https://issuer/alice"), vec![]),
+            [true, false, false],
+        ),
+        (of(prefix("https://issuer/"), vec![]), [true, false, false]),
+        (
+            of(exact("https://issuer/bob"), vec![]),
+            [false, false, false],
+        ),
+        (of(any(), vec![]), [true, false, false]),
+        (of(vec![], any()), [false, true, true]),
+        (
+            of(any(), exact("https://issuer/alice")),
+            [false, false, false],
+        ),
+        (
+            wanted(&["groups"], exact("b"), vec![]),
+            [true, false, false],
+        ),
+        (
+            wanted(&["groups"], exact("c"), vec![]),
+            [false, false, false],
+        ),
+        (
+            wanted(&["groups"], exact("a"), exact("b")),
+            [false, false, false],
+        ),
+        (wanted(&["groups"], vec![], exact("b")), [false, true, true]),
+        (
+            wanted(&["realm", "role"], exact("admin"), vec![]),
+            [true, false, false],
+        ),
+        (
+            wanted(&["realm.role"], exact("admin"), vec![]),
+            [false, false, false],
+        ),
+        (wanted(&["realm"], any(), vec![]), [false, false, false]),
+    ];
+    let bare = Token {
+        principal: None,
+        claims: &[],
+    };
+    for (wanted, expected) in table {
+        let found = || Match {
+            token: Some(Box::new(wanted.clone())),
+            ..Match::default()
+        };
+        for action in [Action::Allow, Action::Deny] {
+            for (token, expected) in [Some(token), Some(bare), None].into_iter().zip(expected) {
+                let matched = matches_request(found(), action, true, token);
+                assert_eq!(matched, expected, "{wanted:?} {token:?} {action:?}");
+            }
+            // Where nobody sees requests, an ALLOW never matches and a DENY as if the condition held.
+            let unseen = matches_request(found(), action, false, None);
+            assert_eq!(unseen, action == Action::Deny);
+        }
+    }
 }
 
 #[test]

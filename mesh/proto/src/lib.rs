@@ -94,5 +94,7 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 pub const ROUTE_RULE_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.RouteRule";
 /// Type URL of [`waypoint::TrafficPolicy`] resources.
 pub const TRAFFIC_POLICY_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.TrafficPolicy";
+/// Type URL of [`waypoint::RequestAuthentication`] resources.
+pub const AUTHENTICATION_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.RequestAuthentication";
 /// Type URL of [`extensions::RefusedResources`].
 pub const REFUSED_RESOURCES_TYPE: &str = "type.googleapis.com/seine.workload.v1.RefusedResources";

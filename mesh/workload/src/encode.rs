@@ -2,10 +2,13 @@
 //! equal to what was encoded.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use prost::Message;
-use seine_policy::{Action, Match, Policy, RequestMatch, Scope, ServiceAccountMatch, StringMatch};
+use seine_policy::{
+    Action, Match, Policy, RequestMatch, Scope, ServiceAccountMatch, StringMatch, TokenMatch,
+};
 use seine_proto::{extensions, security, workload as proto};
 
 use crate::model::{
@@ -13,7 +16,8 @@ use crate::model::{
     NetworkAddress, Port, RoutingScope, Service, TunnelProtocol, Workload, WorkloadType,
 };
 use crate::parse::{
-    AUTHORIZATION_EXTENSION, REQUEST_EXTENSION, SERVICE_EXTENSION, WORKLOAD_EXTENSION,
+    AUTHORIZATION_EXTENSION, REQUEST_EXTENSION, SERVICE_EXTENSION, TOKEN_EXTENSION,
+    WORKLOAD_EXTENSION,
 };
 
 /// A workload as the control plane would send it.
@@ -127,23 +131,7 @@ pub(crate) fn service(from: &Service) -> proto::Service {
             IpFamilies::Dual => proto::IpFamilies::Dual,
         }
         .into(),
-        extensions: (!from.port_names.is_empty() || !from.policies.is_empty())
-            .then(|| {
-                let port_names = from.port_names.iter();
-                let message = extensions::ServiceExtension {
-                    port_names: port_names
-                        .map(|(n, name)| ((*n).into(), name.to_string()))
-                        .collect(),
-                    policies: from.policies.iter().map(ToString::to_string).collect(),
-                };
-                let config = any("seine.workload.v1.ServiceExtension", &message);
-                proto::Extension {
-                    name: SERVICE_EXTENSION.to_owned(),
-                    config: Some(config),
-                }
-            })
-            .into_iter()
-            .collect(),
+        extensions: service_extension(from).into_iter().collect(),
         canonical: from.canonical,
         ingress_use_waypoint: from.ingress_use_waypoint,
         weighted_waypoints: (from.weighted_waypoints.iter())
@@ -158,6 +146,23 @@ pub(crate) fn service(from: &Service) -> proto::Service {
         }
         .into(),
     }
+}
+
+/// None where there is nothing to say.
+fn service_extension(from: &Service) -> Option<proto::Extension> {
+    let names = |names: &[Arc<str>]| names.iter().map(ToString::to_string).collect();
+    let port_names = from.port_names.iter();
+    let message = extensions::ServiceExtension {
+        port_names: port_names
+            .map(|(n, name)| ((*n).into(), name.to_string()))
+            .collect(),
+        policies: names(&from.policies),
+        authentications: names(&from.authentications),
+    };
+    (message != extensions::ServiceExtension::default()).then(|| proto::Extension {
+        name: SERVICE_EXTENSION.to_owned(),
+        config: Some(any("seine.workload.v1.ServiceExtension", &message)),
+    })
 }
 
 /// A policy as the control plane would send it.
@@ -221,6 +226,7 @@ fn policy_match(from: &Match) -> security::Match {
         service_accounts: accounts(&from.service_accounts),
         not_service_accounts: accounts(&from.not_service_accounts),
         extensions: (from.request.as_deref().map(request).into_iter())
+            .chain(from.token.as_deref().map(token))
             .chain(from.unknown_condition.then(|| security::Extension {
                 name: "unknown".to_owned(),
                 config: None,
@@ -248,6 +254,24 @@ fn request(from: &RequestMatch) -> security::Extension {
     security::Extension {
         name: REQUEST_EXTENSION.to_owned(),
         config: Some(any("seine.workload.v1.RequestMatch", &message)),
+    }
+}
+
+fn token(from: &TokenMatch) -> security::Extension {
+    let message = extensions::TokenMatch {
+        principals: strings(&from.principals),
+        not_principals: strings(&from.not_principals),
+        claims: (from.claims.iter())
+            .map(|claim| extensions::ClaimMatch {
+                path: claim.path.iter().map(ToString::to_string).collect(),
+                values: strings(&claim.values),
+                not_values: strings(&claim.not_values),
+            })
+            .collect(),
+    };
+    security::Extension {
+        name: TOKEN_EXTENSION.to_owned(),
+        config: Some(any("seine.workload.v1.TokenMatch", &message)),
     }
 }
 

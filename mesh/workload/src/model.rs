@@ -214,6 +214,8 @@ pub struct Service {
     pub port_names: PortNames,
     /// Names of the policies that its waypoint enforces, where Seine's own control plane sent them.
     pub policies: Box<[Arc<str>]>,
+    /// Names of the RequestAuthentications that its waypoint enforces, likewise.
+    pub authentications: Box<[Arc<str>]>,
 }
 
 /// An address of a service, or a block of them.

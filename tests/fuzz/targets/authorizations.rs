@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use seine_policy::{Connection, Request, explain, verdict};
+use seine_policy::{Claim, Connection, Request, Token, explain, verdict};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(message) = seine_proto::security::Authorization::decode(bytes) else {
@@ -19,11 +19,19 @@ fuzz_target!(|bytes: &[u8]| {
     let identity = "spiffe://cluster.local/ns/shop/sa/web"
         .parse()
         .expect("a valid SPIFFE ID");
+    let claims = [Claim {
+        path: ["a".into()].into(),
+        value: "b".into(),
+    }];
     let request = Request {
         method: "GET",
         path: "/a",
         host: "web.shop",
         headers: &[("a", "b")],
+        token: Some(Token {
+            principal: Some("https://a/b"),
+            claims: &claims,
+        }),
     };
     for (identity, request) in [
         (None, None),

@@ -179,17 +179,24 @@ fn source(families: usize) -> impl Strategy<Value = Source> {
         (account(), account()),
         (namespace(), namespace()),
         (blocks(), blocks()),
+        // Of a request, which nobody sees here.
+        (prop::bool::weighted(0.1), prop::bool::weighted(0.1)),
     )
-        .prop_map(move |(principals, accounts, namespaces, blocks)| Source {
-            principals: own(principals.0),
-            not_principals: own(principals.1),
-            service_accounts: own(accounts.0),
-            not_service_accounts: own(accounts.1),
-            namespaces: own(namespaces.0),
-            not_namespaces: own(namespaces.1),
-            ip_blocks: blocks.0,
-            not_ip_blocks: blocks.1,
-        })
+        .prop_map(
+            move |(principals, accounts, namespaces, blocks, tokens)| Source {
+                principals: own(principals.0),
+                not_principals: own(principals.1),
+                service_accounts: own(accounts.0),
+                not_service_accounts: own(accounts.1),
+                namespaces: own(namespaces.0),
+                not_namespaces: own(namespaces.1),
+                ip_blocks: blocks.0,
+                not_ip_blocks: blocks.1,
+                request_principals: tokens.0.then(|| "*".to_owned()).into_iter().collect(),
+                not_request_principals: tokens.1.then(|| "*".to_owned()).into_iter().collect(),
+                claims: Vec::new(),
+            },
+        )
         .prop_filter("an empty one is invalid", |source| {
             *source != Source::default()
         })

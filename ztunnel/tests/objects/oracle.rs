@@ -115,9 +115,11 @@ fn matches(namespace: &str, spec: &AuthorizationPolicySpec, facts: &Facts<'_>) -
     let allow = spec.action == Action::Allow;
     let rule = |rule: &Rule| {
         let from = || {
-            rule.from
-                .iter()
-                .any(|source| source_holds(source, namespace, facts))
+            rule.from.iter().any(|source| {
+                let of_token = [&source.request_principals, &source.not_request_principals];
+                let seen = of_token.iter().all(|values| values.is_empty());
+                (!allow || seen) && source_holds(source, namespace, facts)
+            })
         };
         let to = || {
             rule.to.iter().any(|operation| {

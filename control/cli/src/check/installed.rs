@@ -29,7 +29,12 @@ const HARDLY_LEFT: u64 = 3600;
 
 pub(super) async fn kinds(cluster: &Cluster, found: &mut Findings) -> anyhow::Result<()> {
     let crds = Api::<CustomResourceDefinition>::all(cluster.client.clone());
-    for plural in ["authorizationpolicies", "meshtls", "trafficpolicies"] {
+    for plural in [
+        "authorizationpolicies",
+        "meshtls",
+        "trafficpolicies",
+        "requestauthentications",
+    ] {
         let name = format!("{plural}.{GROUP}");
         let crd = crds.get_opt(&name).await;
         let crd = crd.with_context(|| format!("reading crd {name}"))?;

@@ -5,6 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::request_authentication::claim_path;
 use super::{Errors, FieldError, PolicyStatus, Selector};
 
 // For the API server, which refuses by them what validation would refuse: never more than that, but less where a
@@ -104,6 +105,9 @@ pub struct Rule {
 
 /// A client. Every field that is set must hold; of a field's values any, of a `not` field's none.
 ///
+/// The fields about the request's token need a waypoint, as those of an HTTP operation do. A request without a token
+/// matches none of the positive ones, and every negative one.
+///
 /// Namespaces and service accounts are those of the mesh's own trust domain. A connection in
 /// plaintext has no principal: it matches none of the positive fields but `ipBlocks`, and every
 /// negative one.
@@ -143,6 +147,37 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(regex(pattern = IP_BLOCK)))]
     pub not_ip_blocks: Vec<String>,
+    /// `ISSUER/SUBJECT` of the request's token, which a `RequestAuthentication` verifies; `*` for any, `*x` and `x*` for an
+    /// end or a start. Needs a waypoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 1)))]
+    pub request_principals: Vec<String>,
+    /// As `requestPrincipals`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(length(min = 1)))]
+    pub not_request_principals: Vec<String>,
+    /// What the request's token claims; each must hold. Needs a waypoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<ClaimMatch>,
+}
+
+/// A claim that must have one of the values, and none of those excluded. Of a list any element counts, of `scope` any word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(has(self.values) && size(self.values) > 0) || (has(self.notValues) && size(self.notValues) > 0)",
+    "message": "says nothing: set values or notValues",
+}]))]
+pub struct ClaimMatch {
+    /// The names that lead to the claim: `[groups]`, or `[realm_access, roles]` for one within another.
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub path: Vec<String>,
+    /// Any of these; `*` as in `principals`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+    /// None of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_values: Vec<String>,
 }
 
 /// What a connection or request is for. Every field that is set must hold.
@@ -210,7 +245,7 @@ impl TargetRef {
 impl Operation {
     /// Names of the fields that are set and need L7.
     pub fn l7_fields(&self) -> Vec<&'static str> {
-        [
+        named([
             ("methods", self.methods.is_empty()),
             ("notMethods", self.not_methods.is_empty()),
             ("paths", self.paths.is_empty()),
@@ -218,11 +253,16 @@ impl Operation {
             ("hosts", self.hosts.is_empty()),
             ("notHosts", self.not_hosts.is_empty()),
             ("headers", self.headers.is_empty()),
-        ]
-        .into_iter()
+        ])
+    }
+}
+
+/// Those that are not empty.
+fn named<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
+    let fields = fields.into_iter();
+    fields
         .filter_map(|(name, empty)| (!empty).then_some(name))
         .collect()
-    }
 }
 
 /// Parses a CIDR block, or an address as the block that holds it alone. Host bits are cleared.
@@ -243,6 +283,18 @@ impl Source {
                 .collect()
         };
         (parse(&self.ip_blocks), parse(&self.not_ip_blocks))
+    }
+
+    /// Names of the fields that are set and need L7.
+    pub fn l7_fields(&self) -> Vec<&'static str> {
+        named([
+            ("requestPrincipals", self.request_principals.is_empty()),
+            (
+                "notRequestPrincipals",
+                self.not_request_principals.is_empty(),
+            ),
+            ("claims", self.claims.is_empty()),
+        ])
     }
 
     fn is_empty(&self) -> bool {
@@ -305,6 +357,22 @@ impl Source {
                     .is_none()
                     .then(|| format!("{value:?} is neither an IP address nor a CIDR block"))
             });
+        }
+        for (field, values) in [
+            ("requestPrincipals", &self.request_principals),
+            ("notRequestPrincipals", &self.not_request_principals),
+        ] {
+            each(values, path, field, errors, misplaced_star);
+        }
+        for (index, claim) in self.claims.iter().enumerate() {
+            let path = format!("{path}.claims[{index}]");
+            claim_path(&claim.path, &path, errors);
+            if claim.values.is_empty() && claim.not_values.is_empty() {
+                errors.add(&path, "says nothing: set values or notValues");
+            }
+            for (field, values) in [("values", &claim.values), ("notValues", &claim.not_values)] {
+                each(values, &path, field, errors, misplaced_star);
+            }
         }
     }
 }
@@ -382,6 +450,11 @@ fn each(
     }
 }
 
+fn misplaced_star(value: &str) -> Option<String> {
+    let good = pattern(value).is_some();
+    (!good).then(|| format!("{value:?}: `*` may stand alone, first or last only"))
+}
+
 /// The pattern without its `*`; `None` where a `*` stands elsewhere or there are two.
 fn pattern(value: &str) -> Option<&str> {
     let rest = value
@@ -430,6 +503,8 @@ rules:
     notServiceAccounts: [api, other/api]
     namespaces: [shop, 'team-*', '*']
     ipBlocks: [10.0.0.0/8, 'fd00::1']
+    requestPrincipals: ['https://issuer.example/alice', 'https://*', '*']
+    claims: [{path: [realm_access, roles], values: [admin, 'team-*'], notValues: [guest]}]
   to:
   - ports: [5432]
     methods: [GET]
@@ -453,6 +528,8 @@ rules:
     serviceAccounts: [a/b/c, '']
     namespaces: ['*x', Big]
     notIpBlocks: [10.0.0.0/33]
+  - notRequestPrincipals: ['a*b']
+    claims: [{path: [], values: ['']}, {path: [a]}]
   to:
   - {}
   - notPorts: [80, 0]
@@ -472,6 +549,10 @@ rules:
                 "spec.rules[0].from[1].namespaces[0]",
                 "spec.rules[0].from[1].namespaces[1]",
                 "spec.rules[0].from[1].notIpBlocks[0]",
+                "spec.rules[0].from[2].notRequestPrincipals[0]",
+                "spec.rules[0].from[2].claims[0].path",
+                "spec.rules[0].from[2].claims[0].values[0]",
+                "spec.rules[0].from[2].claims[1]",
                 "spec.rules[0].to[0]",
                 "spec.rules[0].to[1].notPorts[1]",
                 "spec.rules[0].to[2].headers[0].name",

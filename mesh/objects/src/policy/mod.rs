@@ -5,7 +5,9 @@
 //! Unknown fields are errors: a misspelt restriction must not be a missing one.
 
 mod authorization;
+mod jwks;
 mod mesh_tls;
+mod request_authentication;
 mod selector;
 mod stand_in;
 mod traffic;
@@ -16,11 +18,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use authorization::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, HeaderMatch, Operation, Rule, Source,
-    TargetRef,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, ClaimMatch, HeaderMatch, Operation, Rule,
+    Source, TargetRef,
 };
 pub(crate) use authorization::{is_name, parse_ip_block};
 pub use mesh_tls::{MeshTls, MeshTlsSpec, Mode, PortMode};
+pub use request_authentication::{
+    ClaimToHeader, JwtRule, RequestAuthentication, RequestAuthenticationSpec, TokenHeader,
+};
 pub use selector::{Operator, Requirement, Selector};
 pub(crate) use stand_in::stand_in;
 pub use traffic::{
@@ -83,6 +88,10 @@ pub fn crds() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser_error::Er
         (
             "trafficpolicies.policy.seine.dev.yaml",
             yaml(&TrafficPolicy::crd())?,
+        ),
+        (
+            "requestauthentications.policy.seine.dev.yaml",
+            yaml(&RequestAuthentication::crd())?,
         ),
     ])
 }

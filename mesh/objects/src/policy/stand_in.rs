@@ -8,14 +8,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, Errors, MeshTls, MeshTlsSpec, Mode, Rule,
-    Selector,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, Errors, MeshTls, MeshTlsSpec, Mode,
+    RequestAuthentication, RequestAuthenticationSpec, Rule, Selector,
 };
 use crate::{Kind, Object, istio};
 
 /// A policy for the same pods (of a selector that can't be read: all of the namespace) that denies
-/// every connection, or of `MeshTLS` every plaintext one. `None`: another kind, or a policy that says
-/// readably that it enforces nothing.
+/// every connection, or of `MeshTLS` every plaintext one. One of `RequestAuthentication` has no rules, which no
+/// valid one has, and so accepts nobody; without targets it is for all Services of its namespace. `None`: another kind,
+/// or a policy that says readably that it enforces nothing.
 pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
     match kind {
         Kind::IstioAuthorizationPolicy => return istio::authorization_stand_in(value),
@@ -57,6 +58,16 @@ pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
             },
             status: None,
         })),
+        Kind::RequestAuthentication => {
+            Object::RequestAuthentication(Arc::new(RequestAuthentication {
+                metadata,
+                spec: RequestAuthenticationSpec {
+                    target_refs: read(&spec["targetRefs"]).unwrap_or_default(),
+                    jwt_rules: Vec::new(),
+                },
+                status: None,
+            }))
+        }
         _ => return None,
     })
 }
@@ -132,5 +143,20 @@ mod tests {
         };
         assert_eq!(found.spec.mode, Some(Mode::Strict));
         assert!(found.spec.selector.is_some());
+    }
+
+    #[test]
+    fn nobody_is_accepted_by_the_stand_in_of_a_request_authentication() {
+        let stand_in_of = |spec: Value| {
+            let value = json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec});
+            match stand_in(Kind::RequestAuthentication, &value) {
+                Some(Object::RequestAuthentication(found)) => found.spec.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let web = json!([{"kind": "Service", "name": "web"}]);
+        let found = stand_in_of(json!({"targetRefs": web, "jwtRule": []}));
+        assert_eq!((found.target_refs.len(), found.jwt_rules.len()), (1, 0));
+        assert!(stand_in_of(json!({"jwtRules": 1})).target_refs.is_empty());
     }
 }

@@ -3,7 +3,8 @@
 use ipnet::IpNet;
 use proptest::prelude::*;
 use seine_policy::{
-    Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+    Action, ClaimMatch, Clause, Match, Policy, PolicyKey, RequestMatch, Rule, Scope,
+    ServiceAccountMatch, StringMatch, TokenMatch,
 };
 
 /// What the matches of a policy are about.
@@ -15,6 +16,19 @@ pub(crate) struct Values {
     pub(crate) principals: Vec<&'static str>,
     pub(crate) blocks: Vec<IpNet>,
     pub(crate) ports: Vec<u16>,
+    /// Of requests; without any, policies are about connections alone.
+    pub(crate) requests: Option<Requests>,
+}
+
+/// What matches of requests are about.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "node proxies, whose test has this too, see none")]
+pub(crate) struct Requests {
+    pub(crate) methods: Vec<&'static str>,
+    pub(crate) paths: Vec<&'static str>,
+    pub(crate) principals: Vec<&'static str>,
+    pub(crate) claims: Vec<&'static [&'static str]>,
+    pub(crate) values: Vec<&'static str>,
 }
 
 impl Values {
@@ -54,10 +68,15 @@ impl Values {
             (port(), port()),
             (account(), account()),
             prop::bool::weighted(0.05),
+            self.requests.as_ref().map_or_else(
+                || Just((None, None)).boxed(),
+                |requests| (requests.request(), requests.token()).boxed(),
+            ),
         )
             .prop_map(
-                |(namespaces, principals, ips, ports, accounts, unknown_condition)| Match {
-                    request: None,
+                |(namespaces, principals, ips, ports, accounts, unknown_condition, asked)| Match {
+                    request: asked.0.map(Box::new),
+                    token: asked.1.map(Box::new),
                     namespaces: namespaces.0,
                     not_namespaces: namespaces.1,
                     principals: principals.0,
@@ -73,6 +92,46 @@ impl Values {
                     unknown_condition,
                 },
             )
+    }
+}
+
+impl Requests {
+    fn request(&self) -> impl Strategy<Value = Option<RequestMatch>> + use<> {
+        let methods = self.methods.clone();
+        let method = move || few(prop::sample::select(methods.clone()).prop_map(Box::from));
+        let paths = self.paths.clone();
+        let path = move || few(string_match(paths.clone()));
+        let found = (method(), method(), path(), path()).prop_map(
+            |(methods, not_methods, paths, not_paths)| RequestMatch {
+                methods,
+                not_methods,
+                paths,
+                not_paths,
+                ..RequestMatch::default()
+            },
+        );
+        prop::option::weighted(0.2, found)
+    }
+
+    fn token(&self) -> impl Strategy<Value = Option<TokenMatch>> + use<> {
+        let principals = self.principals.clone();
+        let principal = move || few(string_match(principals.clone()));
+        let values = self.values.clone();
+        let value = move || few(string_match(values.clone()));
+        let path = prop::sample::select(self.claims.clone());
+        let claim = (path, value(), value()).prop_map(|(path, values, not_values)| ClaimMatch {
+            path: path.iter().map(|name| Box::from(*name)).collect(),
+            values,
+            not_values,
+        });
+        let found = (principal(), principal(), few(claim)).prop_map(
+            |(principals, not_principals, claims)| TokenMatch {
+                principals,
+                not_principals,
+                claims,
+            },
+        );
+        prop::option::weighted(0.3, found)
     }
 }
 

@@ -13,6 +13,28 @@ pub(crate) struct Facts {
     pub(crate) port: u16,
     /// Trust domain, namespace, service account.
     pub(crate) peer: Option<(String, String, String)>,
+    /// What is asked for, where that is seen.
+    pub(crate) asked: Option<AskedFor>,
+}
+
+/// A request in the specification's terms.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "node proxies, whose test has this too, see none")]
+pub(crate) struct AskedFor {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    /// Issuer, subject, and claims.
+    pub(crate) token: Option<TokenFacts>,
+}
+
+/// A token that was verified.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "likewise")]
+pub(crate) struct TokenFacts {
+    pub(crate) issuer: &'static str,
+    pub(crate) subject: Option<&'static str>,
+    /// Of a list each element.
+    pub(crate) claims: Vec<(&'static [&'static str], &'static str)>,
 }
 
 pub(crate) fn allowed(policies: &[&Policy], facts: &Facts) -> bool {
@@ -129,7 +151,64 @@ fn match_matches(m: &Match, facts: &Facts, action: Action) -> bool {
     if m.unknown_condition {
         kinds.push(action == Action::Deny);
     }
+    match (&facts.asked, m.request.is_some() || m.token.is_some()) {
+        (_, false) => {}
+        (None, true) => kinds.push(action == Action::Deny),
+        (Some(asked), true) => kinds.push(asked_for_matches(m, asked, &text)),
+    }
     !kinds.is_empty() && kinds.into_iter().all(|holds| holds)
+}
+
+/// "A kind of a request that isn't there holds if it is negative."
+fn asked_for_matches(
+    m: &Match,
+    asked: &AskedFor,
+    text: &impl Fn(&Option<String>, &StringMatch) -> bool,
+) -> bool {
+    let mut holds = Vec::new();
+    let mut both = |positive: &[StringMatch], negative: &[StringMatch], found: &[String]| {
+        let any = |list: &[StringMatch]| {
+            let mut pairs = list
+                .iter()
+                .flat_map(|how| found.iter().map(move |one| (how, one)));
+            pairs.any(|(how, one)| text(&Some(one.clone()), how))
+        };
+        holds.push(positive.is_empty() || any(positive));
+        holds.push(!any(negative));
+    };
+    if let Some(request) = &m.request {
+        let methods = |list: &[Box<str>]| -> Vec<StringMatch> {
+            list.iter().cloned().map(StringMatch::Exact).collect()
+        };
+        let method = [asked.method.to_owned()];
+        both(
+            &methods(&request.methods),
+            &methods(&request.not_methods),
+            &method,
+        );
+        both(&request.paths, &request.not_paths, &[asked.path.to_owned()]);
+    }
+    if let Some(wanted) = &m.token {
+        let token = asked.token.as_ref();
+        let principal = token.and_then(|token| {
+            let subject = token.subject?;
+            Some(format!("{}/{subject}", token.issuer))
+        });
+        let principal: Vec<String> = principal.into_iter().collect();
+        both(&wanted.principals, &wanted.not_principals, &principal);
+        for claim in &wanted.claims {
+            let mut values = Vec::new();
+            for (path, value) in token.iter().flat_map(|token| &token.claims) {
+                if path.len() == claim.path.len()
+                    && path.iter().zip(&claim.path).all(|(a, b)| **a == **b)
+                {
+                    values.push((*value).to_owned());
+                }
+            }
+            both(&claim.values, &claim.not_values, &values);
+        }
+    }
+    holds.into_iter().all(|holds| holds)
 }
 
 /// Bit by bit.

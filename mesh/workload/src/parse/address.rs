@@ -153,7 +153,7 @@ pub(crate) fn parse_service(
         Err(_) => return Err(unknown_value("visibility", message.visibility)),
     };
     let hostname = required(&message.hostname, "hostname")?.to_ascii_lowercase();
-    let (port_names, policies) = service_extension(&message.extensions, interner)?;
+    let ours = service_extension(&message.extensions, interner)?;
     Ok(Service {
         key: ServiceKey {
             namespace: interner.get(required(&message.namespace, "namespace")?),
@@ -175,8 +175,9 @@ pub(crate) fn parse_service(
         canonical: message.canonical,
         ingress_use_waypoint: message.ingress_use_waypoint,
         namespace_private,
-        port_names,
-        policies,
+        port_names: ours.port_names,
+        policies: ours.policies,
+        authentications: ours.authentications,
     })
 }
 
@@ -358,13 +359,18 @@ fn workload_extension(
     })))
 }
 
-type PolicyNames = Box<[Arc<str>]>;
-
 /// What only our own control plane says of a service.
+#[derive(Default)]
+struct ServiceExtension {
+    port_names: PortNames,
+    policies: Box<[Arc<str>]>,
+    authentications: Box<[Arc<str>]>,
+}
+
 fn service_extension(
     all: &[proto::Extension],
     interner: &mut Interner,
-) -> Result<(PortNames, PolicyNames), ParseError> {
+) -> Result<ServiceExtension, ParseError> {
     let Some(value) = extension(all, SERVICE_EXTENSION) else {
         return Ok(Default::default());
     };
@@ -378,8 +384,12 @@ fn service_extension(
         names.push((number, interner.get(name)));
     }
     names.sort();
-    let policies = message.policies.iter().map(|name| interner.get(name));
-    Ok((names.into(), policies.collect()))
+    let mut shared = |names: &[String]| names.iter().map(|name| interner.get(name)).collect();
+    Ok(ServiceExtension {
+        port_names: names.into(),
+        policies: shared(&message.policies),
+        authentications: shared(&message.authentications),
+    })
 }
 
 fn extension<'a>(all: &'a [proto::Extension], name: &str) -> Option<&'a [u8]> {

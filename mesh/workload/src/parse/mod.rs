@@ -25,6 +25,7 @@ pub(crate) const WORKLOAD_EXTENSION: &str = "seine.dev/workload";
 pub(crate) const SERVICE_EXTENSION: &str = "seine.dev/service";
 /// Name of the extension on a policy's match.
 pub(crate) const REQUEST_EXTENSION: &str = "seine.dev/request";
+pub(crate) const TOKEN_EXTENSION: &str = "seine.dev/token";
 /// Name of the extension on a policy.
 pub(crate) const AUTHORIZATION_EXTENSION: &str = "seine.dev/authorization";
 

@@ -3,13 +3,14 @@
 use ipnet::IpNet;
 use prost::Message;
 use seine_policy::{
-    Action, Clause, HeaderMatch, Match, Policy, PolicyKey, RequestMatch, Rule, Scope,
-    ServiceAccountMatch, StringMatch,
+    Action, ClaimMatch, Clause, HeaderMatch, Match, Policy, PolicyKey, RequestMatch, Rule, Scope,
+    ServiceAccountMatch, StringMatch, TokenMatch,
 };
 use seine_proto::{extensions, security as proto};
 
 use super::{
-    AUTHORIZATION_EXTENSION, ParseError, REQUEST_EXTENSION, block, port, required, unknown_value,
+    AUTHORIZATION_EXTENSION, ParseError, REQUEST_EXTENSION, TOKEN_EXTENSION, block, port, required,
+    unknown_value,
 };
 use crate::intern::Interner;
 
@@ -90,30 +91,18 @@ fn parse_match(message: &proto::Match) -> Result<Match, ParseError> {
         service_accounts: accounts(&message.service_accounts, "service_accounts")?,
         not_service_accounts: accounts(&message.not_service_accounts, "not_service_accounts")?,
         request: parse_request(message)?,
+        token: parse_token(message)?,
         unknown_condition: message
             .extensions
             .iter()
-            .any(|extension| extension.name != REQUEST_EXTENSION),
+            .any(|extension| ![REQUEST_EXTENSION, TOKEN_EXTENSION].contains(&&*extension.name)),
     })
 }
 
 fn parse_request(message: &proto::Match) -> Result<Option<Box<RequestMatch>>, ParseError> {
-    let mut found = message
-        .extensions
-        .iter()
-        .filter(|extension| extension.name == REQUEST_EXTENSION);
-    let Some(extension) = found.next() else {
+    let Some(request) = condition::<extensions::RequestMatch>(message, REQUEST_EXTENSION)? else {
         return Ok(None);
     };
-    let bad =
-        |problem: String| ParseError::new(format!("extensions[{REQUEST_EXTENSION}]"), problem);
-    if found.next().is_some() {
-        return Err(bad("occurs twice".into()));
-    }
-    let config = extension.config.as_ref();
-    let config = config.ok_or_else(|| bad("is empty".into()))?;
-    let request =
-        extensions::RequestMatch::decode(&*config.value).map_err(|error| bad(error.to_string()))?;
     let texts = |values: &[String]| values.iter().map(|value| value.as_str().into()).collect();
     let headers = each(&request.headers, "headers", |header| {
         Ok(HeaderMatch {
@@ -130,6 +119,49 @@ fn parse_request(message: &proto::Match) -> Result<Option<Box<RequestMatch>>, Pa
         not_hosts: strings(&request.not_hosts, "not_hosts")?,
         headers,
     })))
+}
+
+fn parse_token(message: &proto::Match) -> Result<Option<Box<TokenMatch>>, ParseError> {
+    let Some(token) = condition::<extensions::TokenMatch>(message, TOKEN_EXTENSION)? else {
+        return Ok(None);
+    };
+    let claims = each(&token.claims, "claims", |claim| {
+        if claim.path.is_empty() {
+            return Err(ParseError::new("path", "is empty"));
+        }
+        Ok(ClaimMatch {
+            path: claim.path.iter().map(|name| name.as_str().into()).collect(),
+            values: strings(&claim.values, "values")?,
+            not_values: strings(&claim.not_values, "not_values")?,
+        })
+    })?;
+    Ok(Some(Box::new(TokenMatch {
+        principals: strings(&token.principals, "principals")?,
+        not_principals: strings(&token.not_principals, "not_principals")?,
+        claims,
+    })))
+}
+
+/// The extension of that name, of which there may be one.
+fn condition<T: Message + Default>(
+    message: &proto::Match,
+    name: &str,
+) -> Result<Option<T>, ParseError> {
+    let mut found = message
+        .extensions
+        .iter()
+        .filter(|extension| extension.name == name);
+    let Some(extension) = found.next() else {
+        return Ok(None);
+    };
+    let bad = |problem: String| ParseError::new(format!("extensions[{name}]"), problem);
+    if found.next().is_some() {
+        return Err(bad("occurs twice".into()));
+    }
+    let config = extension.config.as_ref();
+    let config = config.ok_or_else(|| bad("is empty".into()))?;
+    let decoded = T::decode(&*config.value).map_err(|error| bad(error.to_string()))?;
+    Ok(Some(decoded))
 }
 
 fn strings(values: &[proto::StringMatch], field: &str) -> Result<Vec<StringMatch>, ParseError> {

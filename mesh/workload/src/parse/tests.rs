@@ -355,12 +355,16 @@ fn our_own_extensions_are_read() {
     let names = extensions::ServiceExtension {
         port_names: [(80, "http".to_owned())].into(),
         policies: vec!["shop/web_at_api".to_owned()],
+        authentications: vec!["shop/users".to_owned()],
     };
     let message = proto::Service {
         extensions: vec![extension("seine.dev/service", &names)],
         ..testing::service("api", &[])
     };
-    assert_eq!(service(&message).unwrap().port_named("http"), Some(80));
+    let read = service(&message).unwrap();
+    assert_eq!(read.port_named("http"), Some(80));
+    assert_eq!(*read.authentications[0], *"shop/users");
+    assert_eq!(service(&encode::service(&read)).unwrap(), read);
 }
 
 #[test]
@@ -438,12 +442,16 @@ fn what_is_encoded_is_parsed_to_the_same() {
     assert_eq!(service(&encode::service(&first)).unwrap(), first);
 }
 
-fn requesting(request: Option<prost_types::Any>) -> security::Authorization {
+fn requesting(extensions: &[(&str, Option<Vec<u8>>)]) -> security::Authorization {
+    let extension = |(name, config): &(&str, Option<Vec<u8>>)| security::Extension {
+        name: (*name).into(),
+        config: config.clone().map(|value| prost_types::Any {
+            type_url: String::new(),
+            value,
+        }),
+    };
     let found = security::Match {
-        extensions: vec![security::Extension {
-            name: "seine.dev/request".into(),
-            config: request,
-        }],
+        extensions: extensions.iter().map(extension).collect(),
         ..Default::default()
     };
     security::Authorization {
@@ -475,18 +483,35 @@ fn what_must_hold_of_a_request_is_read_and_encoded_to_the_same() {
             values: prefix("f"),
         }],
     };
-    let any = prost_types::Any {
-        type_url: String::new(),
-        value: request.encode_to_vec(),
+    let token = extensions::TokenMatch {
+        principals: prefix("https://a/"),
+        not_principals: prefix("https://b/"),
+        claims: vec![extensions::ClaimMatch {
+            path: vec!["realm_access".into(), "roles".into()],
+            values: prefix("g"),
+            not_values: prefix("h"),
+        }],
     };
-    let first = policy(&requesting(Some(any))).unwrap();
+    let (request, token) = (Some(request.encode_to_vec()), Some(token.encode_to_vec()));
+    let known = [
+        ("seine.dev/request", request),
+        ("seine.dev/token", token.clone()),
+    ];
+    let first = policy(&requesting(&known)).unwrap();
     let found = &first.rules[0].clauses[0].matches[0];
     assert_eq!(found.request.as_ref().unwrap().headers.len(), 1);
+    assert_eq!(found.token.as_ref().unwrap().claims[0].path.len(), 2);
     // It is a condition that is known.
     assert!(!found.unknown_condition);
     assert_eq!(policy(&encode::policy(&first)).unwrap(), first);
     // One that says nothing is no condition that holds: it is refused.
-    assert!(policy(&requesting(None)).is_err());
+    for name in ["seine.dev/request", "seine.dev/token"] {
+        assert!(policy(&requesting(&[(name, None)])).is_err(), "{name}");
+        let twice = [(name, token.clone()), (name, token.clone())];
+        assert!(policy(&requesting(&twice)).is_err(), "{name}");
+    }
+    let other = policy(&requesting(&[("seine.dev/other", token)])).unwrap();
+    assert!(other.rules[0].clauses[0].matches[0].unknown_condition);
 }
 
 proptest::proptest! {

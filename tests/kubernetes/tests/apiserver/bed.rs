@@ -56,6 +56,7 @@ impl Bed {
             "crd/authorizationpolicies.policy.seine.dev",
             "crd/meshtls.policy.seine.dev",
             "crd/trafficpolicies.policy.seine.dev",
+            "crd/requestauthentications.policy.seine.dev",
         ];
         let mut wait = vec!["wait", "--for=condition=Established", "--timeout=60s"];
         wait.extend(kinds);

@@ -28,6 +28,22 @@ fn traffic(mut spec: Value) -> Value {
     })
 }
 
+fn tokens(spec: Value) -> Value {
+    json!({
+        "apiVersion": "policy.seine.dev/v1alpha1", "kind": "RequestAuthentication",
+        "metadata": {"name": "tried", "namespace": "schemas"}, "spec": spec,
+    })
+}
+
+fn tokens_by(rule: Value) -> Value {
+    let mut full = json!({"issuer": "https://a", "jwks": "{\"keys\": []}"});
+    let fields = rule.as_object().cloned().unwrap_or_default();
+    if let Some(full) = full.as_object_mut() {
+        full.extend(fields);
+    }
+    tokens(json!({"targetRefs": [{"kind": "Service", "name": "db"}], "jwtRules": [full]}))
+}
+
 pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
     bed.cluster.apply(&[namespace("schemas", json!({}))])?;
     let right = [
@@ -47,6 +63,13 @@ pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
         policy(json!({"selector": {"matchExpressions": [
             {"key": "app", "operator": "In", "values": ["a"]}, {"key": "b", "operator": "Exists"},
         ]}})),
+        policy(json!({"rules": [{"from": [
+            {"requestPrincipals": ["https://a/b", "*"], "claims": [{"path": ["a", "b"], "values": ["c"], "notValues": ["d"]}]},
+        ]}]})),
+        tokens_by(json!({
+            "audiences": ["a"], "fromHeaders": [{"name": "x", "prefix": "JWT "}], "fromParams": ["t"],
+            "forwardOriginalToken": true, "outputClaimToHeaders": [{"header": "X-User", "path": ["sub"]}],
+        })),
         mesh_tls(json!({"mode": "Strict"})),
         mesh_tls(json!({"mode": "Permissive", "selector": {"matchLabels": {"app": "db"}}})),
         mesh_tls(json!({"ports": [{"port": 9090, "mode": "Permissive"}]})),
@@ -111,6 +134,20 @@ pub(crate) fn each_mistake_is_refused_at_its_field(bed: &Bed) -> Result<()> {
         (
             to(json!({"headers": [{"name": "x"}]})),
             "spec.rules[0].to[0].headers[0].values",
+        ),
+        (
+            from(json!({"claims": [{"path": ["a"]}]})),
+            "spec.rules[0].from[0].claims[0]",
+        ),
+        (
+            tokens(json!({"targetRefs": [], "jwtRules": []})),
+            "spec.targetRefs",
+        ),
+        (tokens_by(json!({"jwk": "a"})), "spec.jwtRules[0].jwk"),
+        (tokens_by(json!({"issuer": ""})), "spec.jwtRules[0].issuer"),
+        (
+            tokens_by(json!({"outputClaimToHeaders": [{"header": "Host", "path": ["sub"]}]})),
+            "spec.jwtRules[0].outputClaimToHeaders[0]",
         ),
         (mesh_tls(json!({"mode": "Off"})), "spec.mode"),
         (

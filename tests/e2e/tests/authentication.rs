@@ -1,0 +1,311 @@
+//! Who asks by a token: what a waypoint refuses, what policy says of it, and what the service is told.
+
+#![allow(missing_docs, reason = "the names of tests say what they are about")]
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
+use seine_e2e::manifests::{Pod, meshed_namespace, service};
+use seine_e2e::trial::Shared;
+use seine_e2e::{Bed, trials, until};
+use serde_json::{Value, json};
+
+const PORTS: [(&str, u16, u16); 1] = [("http", 80, 8080)];
+const ISSUER: &str = "https://issuer.test";
+
+fn main() -> ExitCode {
+    seine_e2e::trial::main(
+        up,
+        trials![
+            a_token_decides_who_asks_and_the_service_is_told_and_nobody_else_tells_it,
+            a_claim_decides_and_a_denial_by_one_wins,
+            a_token_that_is_not_valid_is_refused_wherever_it_is_sent,
+        ],
+    )
+}
+
+/// A lab, and an issuer's keys.
+struct Stage {
+    bed: Bed,
+    issuer: EncodingKey,
+    stranger: EncodingKey,
+}
+
+impl Shared for Stage {
+    fn last_words(&self) -> String {
+        self.bed.last_words()
+    }
+}
+
+fn new_key() -> Result<EncodingKey> {
+    let pem = rcgen::KeyPair::generate()?.serialize_pem();
+    Ok(EncodingKey::from_ec_pem(pem.as_bytes())?)
+}
+
+fn jwks(key: &EncodingKey) -> Result<String> {
+    let key = Jwk::from_encoding_key(key, Algorithm::ES256)?;
+    Ok(json!({"keys": [key]}).to_string())
+}
+
+fn up() -> Result<Stage> {
+    let (issuer, stranger) = (new_key()?, new_key()?);
+    let mut web = service("mesh", "web", "web", &PORTS);
+    web["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
+    let objects = [
+        meshed_namespace("mesh"),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "wp", "namespace": "mesh"},
+            "spec": {"gatewayClassName": "seine-waypoint", "listeners": [
+                {"name": "mesh", "port": 15008, "protocol": "HBONE"},
+            ]},
+        }),
+        Pod::new("mesh", "client", 1).object(),
+        Pod::new("mesh", "web", 2).serves(&["mirror:8080"]).object(),
+        web,
+        policy(
+            "RequestAuthentication",
+            "users",
+            json!({"jwtRules": [{
+                "issuer": ISSUER, "audiences": ["web"], "jwks": jwks(&issuer)?,
+                "outputClaimToHeaders": [{"header": "X-User", "path": ["sub"]}],
+            }]}),
+        ),
+        policy(
+            "AuthorizationPolicy",
+            "users-only",
+            json!({"rules": [
+                {"to": [{"paths": ["/open*"]}]},
+                {"from": [{"requestPrincipals": [format!("{ISSUER}/alice")]}], "to": [{"paths": ["/alice*"]}]},
+                {"from": [{"requestPrincipals": ["*"]}], "to": [{"paths": ["/anybody*"]}]},
+                {"from": [{"claims": [{"path": ["realm", "roles"], "values": ["admin"]}]}], "to": [{"paths": ["/admin*"]}]},
+            ]}),
+        ),
+        policy(
+            "AuthorizationPolicy",
+            "no-guests",
+            json!({"action": "Deny", "rules": [
+                {"from": [{"claims": [{"path": ["groups"], "values": ["guest*"]}]}]},
+            ]}),
+        ),
+    ];
+    Ok(Stage {
+        bed: Bed::up("e2e-authn", &objects)?,
+        issuer,
+        stranger,
+    })
+}
+
+/// One that is attached to the service.
+fn policy(kind: &str, name: &str, mut spec: Value) -> Value {
+    spec["targetRefs"] = json!([{"kind": "Service", "name": "web"}]);
+    json!({
+        "apiVersion": "policy.seine.dev/v1alpha1", "kind": kind,
+        "metadata": {"name": name, "namespace": "mesh"}, "spec": spec,
+    })
+}
+
+impl Stage {
+    /// Claims of a token for alice, with others beside or in the place of them.
+    fn claims(more: &Value) -> Value {
+        let mut claims = json!({
+            "iss": ISSUER, "sub": "alice", "aud": "web", "exp": get_current_timestamp() + 3600,
+        });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            claims[name] = value.clone();
+        }
+        claims
+    }
+
+    fn token(&self, more: &Value) -> Result<String> {
+        let claims = Self::claims(more);
+        Ok(encode(
+            &Header::new(Algorithm::ES256),
+            &claims,
+            &self.issuer,
+        )?)
+    }
+
+    /// A request of a client, and all of the answer, which must have this status.
+    fn get(&self, path: &str, headers: &[(&str, &str)], status: u16) -> Result<String> {
+        let mut request = format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            request += &format!("{name}: {value}\r\n");
+        }
+        let asked = self
+            .bed
+            .ask("mesh/client", "web", 80, &(request + "\r\n"))?;
+        let begins = format!("HTTP/1.1 {status}");
+        ensure!(
+            asked.received.starts_with(&begins),
+            "{path} {headers:?} is not {status}: {asked:?}"
+        );
+        Ok(asked.received)
+    }
+
+    fn with_token(&self, path: &str, token: &str, status: u16) -> Result<String> {
+        let value = format!("Bearer {token}");
+        self.get(path, &[("authorization", &value)], status)
+    }
+
+    fn waypoint_log(&self) -> Result<String> {
+        let lab = self.bed.lab();
+        let pods = lab.status()?.pods.into_iter();
+        let mut found = pods.filter(|pod| pod.name.starts_with("wp-"));
+        let pod = found.next().context("there is no waypoint")?;
+        lab.pod_logs("mesh", &pod.name)
+    }
+
+    fn await_log(&self, needles: &[&str]) -> Result<()> {
+        until(&format!("the waypoint logs {needles:?}"), || {
+            let log = self.waypoint_log()?;
+            let mut lines = log.lines();
+            let found = lines.any(|line| needles.iter().all(|needle| line.contains(needle)));
+            Ok(found.then_some(()))
+        })
+    }
+}
+
+fn a_token_decides_who_asks_and_the_service_is_told_and_nobody_else_tells_it(
+    stage: &Stage,
+) -> Result<()> {
+    // Without a token there is no request identity, and policy decides.
+    let spoofed = [("x-user", "root"), ("x_user", "root")];
+    let answer = stage.get("/open", &spoofed, 200)?.to_lowercase();
+    ensure!(!answer.contains("root"), "{answer}");
+    stage.get("/alice", &[], 403)?;
+    stage.get("/anybody", &[], 403)?;
+
+    let token = stage.token(&json!({}))?;
+    let value = format!("Bearer {token}");
+    let headers = [&spoofed[..], &[("authorization", &value)]].concat();
+    let answer = stage.get("/alice", &headers, 200)?.to_lowercase();
+    ensure!(answer.contains("x-user: alice"), "{answer}");
+    ensure!(
+        !answer.contains("root") && !answer.contains("bearer"),
+        "{answer}"
+    );
+    let bob = stage.token(&json!({"sub": "bob"}))?;
+    stage.with_token("/alice", &bob, 403)?;
+    stage.with_token("/anybody", &bob, 200)?;
+    stage.await_log(&[
+        "path=/alice",
+        "status=403",
+        "principal=https://issuer.test/bob",
+        "policy=mesh/users-only_at_web",
+    ])?;
+    let log = stage.waypoint_log()?;
+    for token in [&token, &bob] {
+        let (_, signature) = token.rsplit_once('.').context("it is signed")?;
+        ensure!(!log.contains(signature), "a token is in the log");
+    }
+    Ok(())
+}
+
+fn a_claim_decides_and_a_denial_by_one_wins(stage: &Stage) -> Result<()> {
+    let admin = json!({"realm": {"roles": ["user", "admin"]}});
+    stage.with_token("/admin", &stage.token(&admin)?, 200)?;
+    let user = json!({"realm": {"roles": ["user"]}, "realm.roles": "admin"});
+    stage.with_token("/admin", &stage.token(&user)?, 403)?;
+    let guest = json!({"realm": {"roles": ["admin"]}, "groups": ["a", "guest-7"]});
+    stage.with_token("/admin", &stage.token(&guest)?, 403)?;
+    stage.await_log(&["path=/admin", "policy=mesh/no-guests_at_web", "DENY"])?;
+    stage.with_token("/open", &stage.token(&json!({"groups": ["a"]}))?, 200)?;
+    Ok(())
+}
+
+fn a_token_that_is_not_valid_is_refused_wherever_it_is_sent(stage: &Stage) -> Result<()> {
+    let good = stage.token(&json!({}))?;
+    let (head, signature) = good.rsplit_once('.').context("it is signed")?;
+    let (_, body) = head.split_once('.').context("it has a head")?;
+    let now = get_current_timestamp();
+    let unsigned = |end: &str| format!("eyJhbGciOiJub25lIn0.{body}.{end}");
+    let signed = |algorithm: Algorithm, key: &EncodingKey| {
+        encode(&Header::new(algorithm), &Stage::claims(&json!({})), key)
+    };
+    let public = jwks(&stage.issuer)?;
+    let mut named = Header::new(Algorithm::ES256);
+    named.kid = Some("another".into());
+    // The path needs no token at all.
+    for (what, token, why) in [
+        ("no algorithm", unsigned(""), "algorithm"),
+        ("no algorithm, signed", unsigned(signature), "algorithm"),
+        (
+            "the public key as a secret",
+            signed(
+                Algorithm::HS256,
+                &EncodingKey::from_secret(public.as_bytes()),
+            )?,
+            "algorithm",
+        ),
+        (
+            "another's key",
+            signed(Algorithm::ES256, &stage.stranger)?,
+            "signature",
+        ),
+        (
+            "a key that is not there",
+            encode(&named, &Stage::claims(&json!({})), &stage.issuer)?,
+            "no such key",
+        ),
+        (
+            "expired",
+            stage.token(&json!({"exp": now - 120}))?,
+            "expired",
+        ),
+        (
+            "too early",
+            stage.token(&json!({"nbf": now + 120}))?,
+            "not valid yet",
+        ),
+        (
+            "another issuer",
+            stage.token(&json!({"iss": "https://other"}))?,
+            "issuer",
+        ),
+        (
+            "another audience",
+            stage.token(&json!({"aud": "other"}))?,
+            "audience",
+        ),
+        (
+            "too long",
+            stage.token(&json!({"pad": "a".repeat(20_000)}))?,
+            "longer",
+        ),
+        ("nonsense", "a.b.c".into(), "JSON Web Token"),
+    ] {
+        let answer = stage
+            .with_token("/open", &token, 401)
+            .with_context(|| what.to_owned())?
+            .to_lowercase();
+        let challenge = "www-authenticate: bearer error=\"invalid_token\", error_description=";
+        let why = why.to_lowercase();
+        ensure!(
+            answer.contains(challenge) && answer.contains(&why),
+            "{what}: {answer}"
+        );
+    }
+    let value = format!("Bearer {good}");
+    let twice = [("authorization", &*value), ("authorization", &value)];
+    let answer = stage.get("/open", &twice, 400)?.to_lowercase();
+    ensure!(answer.contains("error=\"invalid_request\""), "{answer}");
+    stage.await_log(&[
+        "path=/open",
+        "status=401",
+        "response_flags=TOKEN",
+        "fault=downstream",
+    ])?;
+    // The twins.
+    for more in [
+        json!({"exp": now + 20}),
+        json!({"nbf": now + 20}),
+        json!({"aud": ["other", "web"]}),
+        json!({"pad": "a".repeat(5_000)}),
+    ] {
+        stage.with_token("/open", &stage.token(&more)?, 200)?;
+    }
+    Ok(())
+}
