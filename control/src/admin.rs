@@ -111,7 +111,7 @@ impl Admin {
     fn resources(&self) -> Value {
         let model = self.models.borrow().clone();
         let list = |kind: ResourceType| {
-            let resources = model.snapshot.of(kind).iter();
+            let resources = model.snapshot.all(kind);
             resources
                 .map(|found| (found.name.to_string(), json!(*found.version)))
                 .collect()

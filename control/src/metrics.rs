@@ -102,7 +102,7 @@ pub fn registry(facts: &Facts<'_>) -> Registry {
         (ResourceType::Route, "route"),
         (ResourceType::Traffic, "traffic"),
     ] {
-        let count = snapshot.of(kind).len() as u64;
+        let count = snapshot.all(kind).count() as u64;
         resources
             .get_or_create(&TypeLabel { r#type: name })
             .set(clamp(count));

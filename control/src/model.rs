@@ -29,8 +29,8 @@ pub struct Model {
     pub findings: Findings,
     /// Node, namespace and service account of each unfinished pod in the mesh.
     accounts: HashSet<(String, String, String)>,
-    /// Service accounts (`namespace/name`) of waypoints.
-    waypoints: HashSet<String>,
+    /// Service accounts (`namespace/name`) of waypoints and of Gateways that take connections from outside.
+    gateways: HashSet<String>,
     /// How long the translation took.
     pub took: Duration,
 }
@@ -63,9 +63,9 @@ impl Model {
             .next(&resources, settings)
             .unwrap_or_else(|| self.snapshot.clone());
         let accounts = accounts(&objects, settings);
-        let waypoints = objects.gateways.iter();
-        let waypoints = waypoints
-            .filter(|(_, gateway)| gateway.is_waypoint())
+        let gateways = objects.gateways.iter();
+        let gateways = gateways
+            .filter(|(_, gateway)| gateway.is_waypoint() || gateway.is_ingress())
             .map(|(key, _)| key.to_string())
             .collect();
         let findings = resources.findings;
@@ -74,14 +74,14 @@ impl Model {
             snapshot,
             findings,
             accounts,
-            waypoints,
+            gateways,
             took: start.elapsed(),
         }
     }
 
-    /// Whether a Gateway that is a waypoint has this service account.
-    pub fn is_waypoint(&self, account: &str) -> bool {
-        self.waypoints.contains(account)
+    /// Whether a Gateway of ours has this service account.
+    pub fn is_gateway(&self, account: &str) -> bool {
+        self.gateways.contains(account)
     }
 
     /// Whether an unfinished pod in the mesh with this service account is on the node.
@@ -192,19 +192,21 @@ mod tests {
     }
 
     #[test]
-    fn a_waypoints_account_is_that_of_a_gateway_of_our_class() {
+    fn a_gateways_account_is_that_of_a_gateway_of_our_class() {
         let gateway = |name: &str, class: &str| {
             format!(
                 "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{gatewayClassName: {class}, listeners: []}}\n"
             )
         };
-        let yaml = gateway("wp", "seine-waypoint") + &gateway("other", "istio-waypoint");
+        let yaml = gateway("wp", "seine-waypoint")
+            + &gateway("in", "seine")
+            + &gateway("other", "istio-waypoint");
         let (set, problems) = ObjectSet::from_yaml(&yaml);
         assert_eq!(problems, []);
         let model = Model::default().next(Arc::new(set), &Settings::default());
-        assert!(model.is_waypoint("shop/wp"));
+        assert!(model.is_gateway("shop/wp") && model.is_gateway("shop/in"));
         for other in ["shop/other", "other/wp", "wp"] {
-            assert!(!model.is_waypoint(other), "{other}");
+            assert!(!model.is_gateway(other), "{other}");
         }
     }
 

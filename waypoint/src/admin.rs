@@ -8,6 +8,7 @@ use seine_telemetry::http::{self as pages, Request, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::ingress::listener::Protocol;
 use crate::shared::Shared;
 
 /// Serves all pages.
@@ -74,8 +75,21 @@ fn configuration(shared: &Shared) -> Value {
             "name": service.key.to_string(),
             "policies": service.policies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         })).collect::<Value>(),
+        "listeners": shared.listeners.all().iter().map(|listener| json!({
+            "name": listener.name,
+            "port": listener.port,
+            "protocol": match listener.protocol {
+                Protocol::Http => "HTTP",
+                Protocol::Https(_) => "HTTPS",
+            },
+            "hosts": format!("{:?}", listener.hosts),
+            "trustedProxies": listener.trusted_proxies,
+        })).collect::<Value>(),
         "routes": rules.iter().map(|rule| json!({
             "name": rule.name,
+            "listeners": rule.listeners.iter()
+                .map(|(listener, hosts)| json!([listener, format!("{hosts:?}")]))
+                .collect::<Value>(),
             "parents": rule.parents.iter()
                 .map(|(service, port)| json!([service.to_string(), port]))
                 .collect::<Value>(),

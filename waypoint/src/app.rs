@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use seine_hbone::{DrainTrigger, Pool, Settings, drain};
+use seine_hbone::{DrainSignal, DrainTrigger, Pool, Settings, drain};
 use seine_identity::{
     CertificateManager, CertificateSource, Identity, ManagerOptions, MeshCa, MeshCaOptions,
     TrustDomain,
 };
 use seine_proto::{
-    ADDRESS_TYPE, AUTHENTICATION_TYPE, AUTHORIZATION_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE,
+    ADDRESS_TYPE, AUTHENTICATION_TYPE, AUTHORIZATION_TYPE, LISTENER_TYPE, ROUTE_RULE_TYPE,
+    TRAFFIC_POLICY_TYPE,
 };
 use seine_telemetry::Readiness;
 use seine_workload::Store;
@@ -30,6 +31,8 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::Config;
+use crate::ingress::door;
+use crate::ingress::listeners::Listeners;
 use crate::mirror::MAX_MIRRORS;
 use crate::routes::{Configuration, Routes};
 use crate::serve;
@@ -44,6 +47,15 @@ const TYPES: [&str; 5] = [
     AUTHENTICATION_TYPE,
     ROUTE_RULE_TYPE,
     TRAFFIC_POLICY_TYPE,
+    ADDRESS_TYPE,
+];
+/// The same of a Gateway that takes connections from outside.
+const INGRESS_TYPES: [&str; 6] = [
+    AUTHORIZATION_TYPE,
+    AUTHENTICATION_TYPE,
+    ROUTE_RULE_TYPE,
+    TRAFFIC_POLICY_TYPE,
+    LISTENER_TYPE,
     ADDRESS_TYPE,
 ];
 
@@ -72,11 +84,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         while !shared.readiness.is_ready() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let listener = TcpListener::bind(shared.config.listen).await;
-        let listener =
-            listener.with_context(|| format!("listening on {}", shared.config.listen))?;
+        let server = match shared.config.ingress {
+            true => Server::ingress(shared.clone()),
+            false => {
+                let listener = TcpListener::bind(shared.config.listen).await;
+                let listener =
+                    listener.with_context(|| format!("listening on {}", shared.config.listen))?;
+                Server::start(shared.clone(), listener)
+            }
+        };
         info!(identity = %shared.identity, "ready");
-        anyhow::Ok(Server::start(shared.clone(), listener))
+        anyhow::Ok(server)
     };
     let server = tokio::select! {
         server = serving => server?,
@@ -111,6 +129,7 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
         store: Arc::new(Store::new(&config.network)),
         routes: Arc::default(),
         authentications: Arc::default(),
+        listeners: Arc::default(),
         upstreams: Upstreams::new(pool, certificates.clone(), traffic.clone()),
         certificates,
         hbone: Arc::new(hbone),
@@ -145,10 +164,15 @@ fn follow(shared: &Shared) -> Client<Grpc> {
         routes: Arc::<Routes>::clone(&shared.routes),
         traffic: shared.traffic.clone(),
         authentications: shared.authentications.clone(),
+        listeners: Arc::<Listeners>::clone(&shared.listeners),
+    };
+    let types = match config.ingress {
+        true => &INGRESS_TYPES[..],
+        false => &TYPES,
     };
     Client::new(
         connect,
-        Protocol::of_types(&node, &TYPES),
+        Protocol::of_types(&node, types),
         Arc::new(configuration),
     )
 }
@@ -188,7 +212,7 @@ async fn watch_certificate(shared: Arc<Shared>) {
     }
 }
 
-/// Takes tunnels.
+/// Takes tunnels, or connections from outside.
 pub struct Server {
     trigger: DrainTrigger,
     stop: CancellationToken,
@@ -198,9 +222,25 @@ pub struct Server {
 impl Server {
     /// Takes tunnels from a listener.
     pub fn start(shared: Arc<Shared>, listener: TcpListener) -> Self {
+        Self::with(shared, |shared, signal, stop| {
+            tokio::spawn(serve::run(shared, listener, signal, stop));
+        })
+    }
+
+    /// Takes connections from outside, where there are listeners.
+    pub fn ingress(shared: Arc<Shared>) -> Self {
+        Self::with(shared, |shared, signal, stop| {
+            tokio::spawn(door::run(shared, signal, stop));
+        })
+    }
+
+    fn with(
+        shared: Arc<Shared>,
+        serve: impl FnOnce(Arc<Shared>, DrainSignal, CancellationToken),
+    ) -> Self {
         let (trigger, signal) = drain();
         let (stop, tasks) = (CancellationToken::new(), shared.tasks.clone());
-        tokio::spawn(serve::run(shared, listener, signal, stop.clone()));
+        serve(shared, signal, stop.clone());
         Self {
             trigger,
             stop,

@@ -9,6 +9,7 @@ use seine_hbone::{Authority, Incoming};
 use seine_identity::Identity;
 use seine_workload::{AppProtocol, Service, Workload};
 
+use crate::ingress::Door;
 use crate::shared::Shared;
 
 /// What a connection is bound to: the service that its client asked for, and who that is.
@@ -24,6 +25,8 @@ pub struct Bound {
     pub pod: Option<Pod>,
     /// The client.
     pub first: First,
+    /// Where it came in, from outside the mesh; then the service is the Gateway's own.
+    pub door: Option<Door>,
 }
 
 /// A pod that is addressed itself. Policies of its services hold, and their routes don't.
@@ -82,6 +85,7 @@ pub(crate) fn bind(shared: &Shared, incoming: &Incoming) -> Option<Bound> {
         port,
         destination,
         pod,
+        door: None,
     })
 }
 

@@ -65,7 +65,10 @@ pub struct Config {
     #[arg(long, env = "SEINE_NETWORK", default_value = "")]
     pub network: String,
 
-    /// Where tunnels are taken.
+    /// Takes connections from outside the mesh, at the listeners of this pod's Gateway, and no tunnels.
+    #[arg(long, env = "SEINE_INGRESS", default_value = "false")]
+    pub ingress: bool,
+    /// Where tunnels are taken; of this address, too, are the ports of a Gateway's listeners.
     #[arg(long, env = "SEINE_LISTEN", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15008)))]
     pub listen: SocketAddr,
     /// Admin endpoint. Whoever reaches it can read the configuration.

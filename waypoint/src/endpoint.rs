@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use seine_identity::AcceptedIdentities;
-use seine_workload::{Destination, Service, Target, Transport, Unavailable, Upstream};
+use seine_workload::{Destination, HBONE_PORT, Service, Target, Transport, Unavailable, Upstream};
 use tracing::Span;
 
 use crate::bind::{First, Pod};
@@ -25,12 +25,34 @@ const DRAWS: usize = 2;
 pub struct Endpoint {
     /// The name of its workload.
     pub uid: Arc<str>,
-    /// Where its application listens.
+    /// Where its application listens; of a waypoint in between, where that takes tunnels.
     pub address: SocketAddr,
     /// The service that it was chosen for.
     pub(crate) service: Arc<Service>,
-    /// Who its proxy may be; `None` without a proxy.
-    pub(crate) peers: Option<AcceptedIdentities>,
+    /// How its proxy is asked; `None` without a proxy.
+    pub(crate) tunnel: Option<Tunnel>,
+}
+
+/// A CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tunnel {
+    /// Who the proxy may be.
+    pub(crate) peers: AcceptedIdentities,
+    /// Where it takes tunnels.
+    pub(crate) at: SocketAddr,
+    /// What is asked for.
+    pub(crate) asks: SocketAddr,
+}
+
+impl Tunnel {
+    /// To the proxy of an application, at its own address.
+    fn beside(address: SocketAddr, peers: AcceptedIdentities) -> Self {
+        Self {
+            peers,
+            at: SocketAddr::new(address.ip(), HBONE_PORT),
+            asks: address,
+        }
+    }
 }
 
 /// What is asked, and for whom.
@@ -72,6 +94,18 @@ impl<'a> Wanted<'a> {
         }
     }
 
+    /// It is asked by a Gateway, which is a client of the mesh itself, and passes no waypoint by.
+    fn is_of_gateway(&self) -> bool {
+        self.first.identity.is_none()
+    }
+
+    /// A waypoint is asked, which then chooses among the endpoints.
+    fn is_through_waypoint(&self) -> bool {
+        let service = self.service;
+        let bound = service.waypoint.is_some() || !service.weighted_waypoints.is_empty();
+        self.is_of_gateway() && bound
+    }
+
     /// Endpoints of which one may be chosen.
     pub(crate) fn count(&self, shared: &Shared) -> usize {
         self.all(shared, &[]).map_or(0, |all| all.len())
@@ -98,6 +132,9 @@ pub(crate) fn choose(
     }
     let (backend, rules) = (&wanted.backend, wanted.backend.rules());
     let loads = &backend.loads;
+    if wanted.is_through_waypoint() {
+        return drawn(shared, wanted, tried, |endpoint| loads.cost(endpoint));
+    }
     match (&rules.policy.algorithm, wanted.hash) {
         (Algorithm::LeastRequest, _) => drawn(shared, wanted, tried, |endpoint| {
             f64::from(loads.under_way(endpoint))
@@ -207,7 +244,7 @@ fn of_pod(pod: &Pod, service: &Arc<Service>, tried: &[Arc<str>]) -> Result<Endpo
         uid: workload.uid.clone(),
         address: *address,
         service: service.clone(),
-        peers: peers.then(|| workload.identity.clone().into()),
+        tunnel: peers.then(|| Tunnel::beside(*address, workload.identity.clone().into())),
     })
 }
 
@@ -215,15 +252,26 @@ fn draw(shared: &Shared, wanted: &Wanted<'_>, tried: &[Arc<str>]) -> Result<Endp
     let (service, port) = (wanted.service, wanted.port);
     let client = wanted.first.address.ip();
     let own = shared.own_workload();
-    let found = shared
-        .store
-        .resolve_backend(service, port, client, own.as_deref(), tried)
-        .map_err(unavailable)?;
-    match found {
+    let store = &shared.store;
+    let found = match wanted.is_of_gateway() {
+        false => store.resolve_backend(service, port, client, own.as_deref(), tried),
+        true => store.resolve_service(service, port, client, own.as_deref(), tried),
+    };
+    match found.map_err(unavailable)? {
         Destination::Workload(upstream) => usable(wanted, &upstream),
-        _ => Err(unusable(
+        Destination::Waypoint(waypoint) => Ok(Endpoint {
+            uid: waypoint.workload.uid.clone(),
+            address: waypoint.address,
+            service: service.clone(),
+            tunnel: Some(Tunnel {
+                peers: waypoint.identities(),
+                at: waypoint.address,
+                asks: waypoint.authority,
+            }),
+        }),
+        Destination::Passthrough => Err(unusable(
             wanted,
-            "its load balancing leaves no choice to a waypoint",
+            "its load balancing leaves no choice to a proxy",
         )),
     }
 }
@@ -241,7 +289,7 @@ fn usable(wanted: &Wanted<'_>, upstream: &Upstream) -> Result<Endpoint, Failure>
         uid: upstream.workload.uid.clone(),
         address,
         service: wanted.service.clone(),
-        peers,
+        tunnel: peers.map(|peers| Tunnel::beside(address, peers)),
     })
 }
 

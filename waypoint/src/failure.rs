@@ -31,8 +31,11 @@ pub enum Failure {
     #[error("more requests than the service's rateLimit allows: the next one in {0:?}")]
     Limited(Duration),
     /// No rule matches.
-    #[error("the service has routes, and none matches")]
+    #[error("no route matches")]
     NoRoute,
+    /// In TLS for another host's listener.
+    #[error("TLS is for another listener than the one that takes requests to this host")]
+    Misdirected,
     /// A rule that can't be obeyed, or one without a backend that takes requests.
     #[error("route {rule}: {reason}")]
     Route {
@@ -104,6 +107,7 @@ impl Failure {
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Route { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable(_)
             | Self::Overloaded(_)
@@ -149,6 +153,7 @@ impl Failure {
             Self::Limited(_) => "RATE_LIMITED",
             Self::Overloaded(_) => "OVERLOADED",
             Self::NoRoute => "NO_ROUTE",
+            Self::Misdirected => "MISDIRECTED",
             Self::Route { .. } => "ROUTE",
             Self::Unavailable(_) => "NO_ENDPOINT",
             Self::Connect { .. } | Self::Tunnel(_) => "CONNECT",
@@ -166,7 +171,8 @@ impl Failure {
             | Self::Token(_)
             | Self::Denied(_)
             | Self::Limited(_)
-            | Self::NoRoute => Fault::Downstream,
+            | Self::NoRoute
+            | Self::Misdirected => Fault::Downstream,
             Self::Route { .. } | Self::NoCertificate { .. } => Fault::Internal,
             Self::Unavailable(_)
             | Self::Overloaded(_)

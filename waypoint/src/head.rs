@@ -170,9 +170,10 @@ impl Rewrite {
 }
 
 impl Redirect {
-    /// Where the client is to go; `listener` is the port that it asked.
-    pub fn location(&self, head: &Head, matched: &PathMatch, listener: u16) -> String {
-        let scheme = self.scheme.as_deref().unwrap_or("http");
+    /// Where the client is to go; `asked` is the scheme and the port that it asked.
+    pub fn location(&self, head: &Head, matched: &PathMatch, asked: (&str, u16)) -> String {
+        let (scheme, listener) = asked;
+        let scheme = self.scheme.as_deref().unwrap_or(scheme);
         let host = self.hostname.as_deref().unwrap_or(head.authority.host());
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => Some(port),
@@ -297,8 +298,9 @@ mod tests {
     #[test]
     fn a_redirect_keeps_what_it_does_not_change() {
         let head = Head::read(&parts("/a/b?q=1", &[("host", "web.shop:8080")])).unwrap();
-        let location =
-            |redirect: Redirect| redirect.location(&head, &PathMatch::Prefix("/a".into()), 8080);
+        let location = |redirect: Redirect| {
+            redirect.location(&head, &PathMatch::Prefix("/a".into()), ("http", 8080))
+        };
         let plain = || Redirect {
             scheme: None,
             hostname: None,

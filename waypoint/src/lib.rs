@@ -6,6 +6,8 @@
 //! each attempt [`endpoint`] chooses whom to ask, and
 //! [`upstream`] sends the request there on behalf of its client; `telemetry` writes its line. What isn't HTTP goes from
 //! `bind` to `opaque`.
+//!
+//! At a Gateway there is no tunnel: [`ingress`] takes connections from outside, and the way goes on with [`head`].
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +24,7 @@ pub mod endpoint;
 pub mod failure;
 mod forward;
 pub mod head;
+pub mod ingress;
 mod judge;
 mod limit;
 mod linger;

@@ -16,6 +16,7 @@ use crate::cors::is_preflight;
 use crate::failure::Failure;
 use crate::forward::{Call, forward};
 use crate::head::{self, Head};
+use crate::ingress::Door;
 use crate::judge::judge;
 use crate::limit;
 use crate::refusal::{is_grpc, refusal};
@@ -86,10 +87,11 @@ async fn route(
     let identity = bound.first.identity.as_ref();
     let from = identity.map_or("", Identity::namespace);
     let asked = allowed.asked();
-    let choice = match bound.pod {
+    let choice = match (&bound.door, &bound.pod) {
+        (Some(door), _) => door.choose(shared, &allowed.head.host, &asked)?,
         // Routes are about the service.
-        Some(_) => Choice::NoRules,
-        None => router::choose(&rules, &bound.service.key, bound.port, from, &asked),
+        (None, Some(_)) => Choice::NoRules,
+        (None, None) => router::choose(&rules, &bound.service.key, bound.port, from, &asked),
     };
     let Some((rule, matched)) = chosen(choice)? else {
         let call = Call {
@@ -153,7 +155,9 @@ async fn obey(
         origin: request.parts.headers.get(ORIGIN).cloned(),
         ..Effects::default()
     };
-    if let Some(answer) = effects.apply(&rule.filters, path, bound.port, &mut request) {
+    let scheme = bound.door.as_ref().map_or("http", Door::scheme);
+    let at = (scheme, bound.port);
+    if let Some(answer) = effects.apply(&rule.filters, path, at, &mut request) {
         return Ok(effects.on(answer));
     }
     let backend = router::pick(&rule.backends, &mut rand::rng());
@@ -161,7 +165,7 @@ async fn obey(
     if let Some(reason) = &backend.refused {
         return Err(because(reason));
     }
-    if let Some(answer) = effects.apply(&backend.filters, path, bound.port, &mut request) {
+    if let Some(answer) = effects.apply(&backend.filters, path, at, &mut request) {
         return Ok(effects.on(answer));
     }
     let call = Call::to(shared, backend)?;
@@ -185,7 +189,7 @@ impl<'a> Effects<'a> {
         &mut self,
         filters: &'a [Filter],
         matched: &PathMatch,
-        port: u16,
+        asked: (&str, u16),
         request: &mut Allowed,
     ) -> Option<Response<Body>> {
         let mut answer = None;
@@ -206,7 +210,7 @@ impl<'a> Effects<'a> {
                     }
                 }
                 Filter::Redirect(redirect) => {
-                    let location = redirect.location(&request.head, matched, port);
+                    let location = redirect.location(&request.head, matched, asked);
                     let mut response = empty(redirect.status);
                     if let Ok(location) = HeaderValue::try_from(location) {
                         response.headers_mut().insert(LOCATION, location);

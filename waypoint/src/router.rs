@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, Method};
 use rand::{Rng, RngExt};
 use seine_workload::ServiceKey;
 
+use crate::ingress::hosts::Hosts;
 use crate::path;
 use crate::rule::{Backend, Match, PathChange, PathMatch, Rule, Text};
 
@@ -61,9 +62,30 @@ pub fn choose(
     if candidates.iter().any(|rule| rule.grpc) {
         candidates.retain(|rule| rule.grpc);
     }
-    if candidates.is_empty() {
-        return Choice::NoRules;
+    match candidates.is_empty() {
+        true => Choice::NoRules,
+        false => best(candidates.into_iter(), asked),
     }
+}
+
+/// Chooses among the rules that are attached to a listener, which are in the order of their age: among those that are about
+/// the host in the most specific way alone.
+pub fn choose_at(rules: &[Arc<Rule>], listener: &str, host: &str, asked: &Asked<'_>) -> Choice {
+    let specific = |rule: &Rule| {
+        let at = rule.listeners.iter().filter(|(name, _)| name == listener);
+        let hosts = at.map(|(_, hosts)| hosts);
+        let hosts = hosts.filter(|hosts| hosts.contain(host));
+        hosts.map(Hosts::specific).max()
+    };
+    let Some(most) = rules.iter().filter_map(|rule| specific(rule)).max() else {
+        return Choice::NoMatch;
+    };
+    let about = rules.iter().filter(|rule| specific(rule) == Some(most));
+    best(about, asked)
+}
+
+/// The rule with the best match.
+fn best<'a>(candidates: impl Iterator<Item = &'a Arc<Rule>>, asked: &Asked<'_>) -> Choice {
     let mut best: Option<(Rank, &Arc<Rule>, usize)> = None;
     for rule in candidates {
         for (index, wanted) in rule.matches.iter().enumerate() {
@@ -305,6 +327,53 @@ mod tests {
             Choice::NoRules => "no rules".into(),
             Choice::NoMatch => "no match".into(),
             Choice::Rule(rule, index) => format!("{}:{index}", rule.name),
+        }
+    }
+
+    #[test]
+    fn at_a_listener_the_most_specific_host_decides_before_any_match() {
+        let at = |name: &str, matches: &str, hosts: &[&str]| {
+            let mut rule = Rule::clone(&rule("shop", name, 1, &[matches]));
+            let hosts = hosts.iter().map(|host| Hosts::parse(host).unwrap());
+            rule.listeners = hosts.map(|hosts| ("l".to_owned(), hosts)).collect();
+            rule.parents = Vec::new();
+            Arc::new(rule)
+        };
+        let mut elsewhere = Rule::clone(&at("elsewhere", "/a", &["a.example"]));
+        elsewhere.listeners[0].0 = "other".into();
+        let rules = [
+            at("any", "/any", &[""]),
+            at("wild", "/a", &["*.example"]),
+            at("one", "/*", &["a.example", "b.example"]),
+            at("also", "/a", &["a.example", "*.example"]),
+            Arc::new(elsewhere),
+        ];
+        let chosen = |host: &str, path: &str| {
+            let asked = Asked {
+                method: &Method::GET,
+                path,
+                query: None,
+                headers: &HeaderMap::new(),
+                grpc: false,
+            };
+            match choose_at(&rules, "l", host, &asked) {
+                Choice::NoRules => "no rules".into(),
+                Choice::NoMatch => "no match".into(),
+                Choice::Rule(rule, _) => rule.name.clone(),
+            }
+        };
+        for (host, path, expected) in [
+            ("a.example", "/a", "also"),
+            ("a.example", "/b", "one"),
+            ("b.example", "/a", "one"),
+            // Less specific hosts are not fallen back to.
+            ("b.example", "/any", "one"),
+            ("c.example", "/a", "wild"),
+            ("c.example", "/any", "no match"),
+            ("example", "/any", "any"),
+            ("example", "/a", "no match"),
+        ] {
+            assert_eq!(chosen(host, path), expected, "{host}{path}");
         }
     }
 

@@ -3,17 +3,19 @@
 //! One writer, the configuration's task; requests read a service's list and keep it while they need it.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 use prost::Message;
 use seine_proto::discovery::Resource;
 use seine_proto::waypoint::RouteRule;
-use seine_proto::{AUTHENTICATION_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
+use seine_proto::{AUTHENTICATION_TYPE, LISTENER_TYPE, ROUTE_RULE_TYPE, TRAFFIC_POLICY_TYPE};
 use seine_workload::{ServiceKey, Store};
 use seine_xds::{Handler, Refused};
 
 use crate::authentication::Authentications;
+use crate::ingress::listeners::Listeners;
 use crate::rule::Rule;
 use crate::traffic::Traffic;
 
@@ -26,12 +28,19 @@ struct State {
     /// Version and rule by name.
     held: HashMap<String, (String, Arc<Rule>)>,
     by_service: HashMap<ServiceKey, Arc<[Arc<Rule>]>>,
+    by_listener: HashMap<String, Arc<[Arc<Rule>]>>,
 }
 
 impl Routes {
     /// The rules about a service, the oldest first.
     pub fn of(&self, service: &ServiceKey) -> Arc<[Arc<Rule>]> {
         let found = self.0.read().by_service.get(service).cloned();
+        found.unwrap_or_default()
+    }
+
+    /// The rules that are attached to a listener, the oldest first.
+    pub fn at_listener(&self, name: &str) -> Arc<[Arc<Rule>]> {
+        let found = self.0.read().by_listener.get(name).cloned();
         found.unwrap_or_default()
     }
 
@@ -69,24 +78,33 @@ impl Routes {
                 }),
             }
         }
-        let mut by_service: HashMap<ServiceKey, Vec<Arc<Rule>>> = HashMap::new();
-        for (_, rule) in state.held.values() {
-            for (service, _) in &rule.parents {
-                let list = by_service.entry(service.clone()).or_default();
-                if list.last().is_none_or(|last| !Arc::ptr_eq(last, rule)) {
-                    list.push(rule.clone());
-                }
-            }
-        }
-        state.by_service = by_service
-            .into_iter()
-            .map(|(service, mut rules)| {
-                rules.sort_by(|a, b| a.age.cmp(&b.age));
-                (service, rules.into())
-            })
-            .collect();
+        let rules = || state.held.values().map(|(_, rule)| rule);
+        let by_service = by(rules(), |rule| &rule.parents);
+        let by_listener = by(rules(), |rule| &rule.listeners);
+        (state.by_service, state.by_listener) = (by_service, by_listener);
         refused
     }
+}
+
+/// The rules by what they are about, each once, the oldest first.
+fn by<'a, K: Clone + Eq + Hash + 'a, T: 'a>(
+    rules: impl Iterator<Item = &'a Arc<Rule>>,
+    about: impl Fn(&'a Rule) -> &'a Vec<(K, T)>,
+) -> HashMap<K, Arc<[Arc<Rule>]>> {
+    let mut found: HashMap<K, Vec<Arc<Rule>>> = HashMap::new();
+    for rule in rules {
+        for (key, _) in about(rule) {
+            let list = found.entry(key.clone()).or_default();
+            if list.last().is_none_or(|last| !Arc::ptr_eq(last, rule)) {
+                list.push(rule.clone());
+            }
+        }
+    }
+    let sorted = found.into_iter().map(|(key, mut rules)| {
+        rules.sort_by(|a, b| a.age.cmp(&b.age));
+        (key, rules.into())
+    });
+    sorted.collect()
 }
 
 fn parse(resource: &Resource) -> Result<Rule, String> {
@@ -105,6 +123,8 @@ pub struct Configuration {
     pub traffic: Arc<Traffic>,
     /// Rules on tokens.
     pub authentications: Arc<Authentications>,
+    /// Of a Gateway that takes connections from outside.
+    pub listeners: Arc<Listeners>,
 }
 
 impl Handler for Configuration {
@@ -113,6 +133,7 @@ impl Handler for Configuration {
             ROUTE_RULE_TYPE => self.routes.versions(),
             TRAFFIC_POLICY_TYPE => self.traffic.versions(),
             AUTHENTICATION_TYPE => self.authentications.versions(),
+            LISTENER_TYPE => self.listeners.versions(),
             _ => self.store.held(type_url),
         }
     }
@@ -122,6 +143,7 @@ impl Handler for Configuration {
             ROUTE_RULE_TYPE => self.routes.apply(resources, removed),
             TRAFFIC_POLICY_TYPE => self.traffic.apply(resources, removed),
             AUTHENTICATION_TYPE => self.authentications.apply(resources, removed),
+            LISTENER_TYPE => self.listeners.apply(resources, removed),
             _ => self.store.apply(type_url, resources, removed),
         }
     }

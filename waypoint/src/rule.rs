@@ -7,6 +7,8 @@ use seine_policy::Pattern;
 use seine_proto::waypoint::{self as wire, filter, r#match, path_change};
 use seine_workload::ServiceKey;
 
+use crate::ingress::hosts::Hosts;
+
 /// One rule of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -20,6 +22,8 @@ pub struct Rule {
     pub age: (i64, String, String, u32),
     /// The services, each with one of its ports or all of them.
     pub parents: Vec<(ServiceKey, Option<u16>)>,
+    /// Listeners of Gateways, by name, each with one of the hosts that it is about there.
+    pub listeners: Vec<(String, Hosts)>,
     /// Any of them; at least one.
     pub matches: Vec<Match>,
     /// In order.
@@ -225,6 +229,7 @@ impl Rule {
                 message.rule,
             ),
             parents: parents.collect::<Result<_, String>>()?,
+            listeners: listeners(&message.listeners)?,
             matches,
             filters: filters(&message.filters)?,
             backends: backends.collect::<Result<_, _>>()?,
@@ -234,6 +239,22 @@ impl Rule {
             refused: some(&message.refused),
         })
     }
+}
+
+fn listeners(messages: &[wire::Attachment]) -> Result<Vec<(String, Hosts)>, String> {
+    let mut found = Vec::new();
+    for message in messages {
+        let any = [String::new()];
+        let hosts = match message.hostnames.is_empty() {
+            true => &any[..],
+            false => &message.hostnames,
+        };
+        for host in hosts {
+            let hosts = Hosts::parse(host).map_err(|error| format!("listeners: {error}"))?;
+            found.push((message.listener.clone(), hosts));
+        }
+    }
+    Ok(found)
 }
 
 impl Retry {

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use hyper::Request;
+use hyper::body::Incoming as Body;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use seine_hbone::{DrainSignal, Incoming, Io, Stream, accept};
+use seine_hbone::{DrainSignal, Incoming, Io, accept};
 use seine_telemetry::{Lines, limited};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -26,7 +29,7 @@ use crate::{opaque, request};
 /// Of what strangers cause.
 static LINES: Lines = Lines::new();
 /// Handshakes at a time: they are what strangers can have this waypoint compute. Others wait for their turn.
-const MAX_HANDSHAKES: usize = 64;
+pub(crate) const MAX_HANDSHAKES: usize = 64;
 /// How long one waits for its turn.
 const TURN: Duration = Duration::from_secs(5);
 /// How long a client may take for a request's head: a slow one holds a connection.
@@ -37,6 +40,8 @@ const MAX_HEADERS: usize = 100;
 const MAX_HEAD: usize = 64 << 10;
 /// Requests at a time on one connection of HTTP/2.
 const MAX_STREAMS: u32 = 100;
+/// How often a client of HTTP/2 is asked whether it is still there, and how long it has to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Accepts tunnels until `stop`.
 pub(crate) async fn run(
@@ -126,15 +131,28 @@ async fn stream(shared: Arc<Shared>, incoming: Incoming, drain: DrainSignal) {
         return opaque::carry(&shared, &bound, incoming).await;
     }
     match incoming.accept(None) {
-        Ok(stream) => http(shared, Arc::new(bound), stream, drain).await,
+        Ok(stream) => {
+            let (peer, bound) = (bound.first.address, Arc::new(bound));
+            let of_request = move |_: &mut Request<Body>| bound.clone();
+            http(shared, peer, of_request, Lingering::from(stream), drain).await;
+        }
         Err(error) => debug!(%peer, %error, "a client gave up"),
     }
 }
 
-async fn http(shared: Arc<Shared>, bound: Arc<Bound>, stream: Stream, mut drain: DrainSignal) {
-    let peer = bound.first.address;
-    let service = service_fn(move |request| {
-        let answer = request::answer(shared.clone(), bound.clone(), request);
+/// HTTP of either version; `of_request` knows what each request is bound to.
+pub(crate) async fn http<S>(
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    of_request: impl Fn(&mut Request<Body>) -> Arc<Bound> + Send,
+    stream: S,
+    mut drain: DrainSignal,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = service_fn(move |mut request| {
+        let bound = of_request(&mut request);
+        let answer = request::answer(shared.clone(), bound, request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -150,10 +168,11 @@ async fn http(shared: Arc<Shared>, bound: Arc<Bound>, stream: Stream, mut drain:
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
         .max_header_list_size(MAX_HEAD as u32);
-    let mut connection = std::pin::pin!(
-        builder.serve_connection_with_upgrades(TokioIo::new(Lingering::from(stream)), service)
-    );
+    let mut connection =
+        std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let served = tokio::select! {
         served = connection.as_mut() => served,
         _ = drain.begun() => {

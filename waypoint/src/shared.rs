@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::authentication::Authentications;
 use crate::config::Config;
+use crate::ingress::listeners::Listeners;
 use crate::routes::Routes;
 use crate::telemetry::Telemetry;
 use crate::traffic::Traffic;
@@ -29,6 +30,8 @@ pub struct Shared {
     pub routes: Arc<Routes>,
     /// Rules on tokens.
     pub authentications: Arc<Authentications>,
+    /// Where connections come in from outside; of a waypoint none.
+    pub listeners: Arc<Listeners>,
     /// Certificates.
     pub certificates: CertificateManager,
     /// Sizes and times of tunnels.

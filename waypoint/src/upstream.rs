@@ -20,15 +20,14 @@ use seine_hbone::{
     Authority, ConnectRequest, Connected, Connector, Forwarded, Io, Pool, ProxyKind, TraceParent,
     TunnelKey,
 };
-use seine_identity::{AcceptedIdentities, CertificateManager, Identity};
-use seine_workload::HBONE_PORT;
+use seine_identity::{CertificateManager, Identity};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::balance::InFlight;
 use crate::bind::First;
 use crate::body::Outgoing;
-use crate::endpoint::{self, Endpoint, Wanted};
+use crate::endpoint::{self, Endpoint, Tunnel, Wanted};
 use crate::failure::Failure;
 use crate::shared::Shared;
 use crate::trace;
@@ -53,7 +52,7 @@ type Opening = (u64, Option<TraceParent>);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     address: SocketAddr,
-    peers: Option<AcceptedIdentities>,
+    tunnel: Option<Tunnel>,
     /// Of clients without an identity all: the destination judges this proxy, and is told of no other.
     first: Option<(Identity, IpAddr)>,
     two: bool,
@@ -185,7 +184,7 @@ impl Upstreams {
         };
         let key = Key {
             address: endpoint.address,
-            peers: endpoint.peers.clone(),
+            tunnel: endpoint.tunnel.clone(),
             first: (first.identity.clone()).map(|identity| (identity, first.address.ip())),
             two,
             generation,
@@ -291,7 +290,7 @@ impl Upstreams {
         (generation, trace): Opening,
     ) -> Result<Io, Failure> {
         let to = endpoint.address;
-        let Some(peers) = &endpoint.peers else {
+        let Some(tunnel) = &endpoint.tunnel else {
             let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "no answer");
             let connected = timeout(CONNECT, TcpStream::connect(to)).await;
             let connected = connected.unwrap_or_else(|_| Err(timed_out()));
@@ -300,12 +299,12 @@ impl Upstreams {
         };
         let key = Arc::new(TunnelKey {
             source: shared.identity.clone(),
-            destinations: peers.clone(),
-            peer: SocketAddr::new(to.ip(), HBONE_PORT),
+            destinations: tunnel.peers.clone(),
+            peer: tunnel.at,
             source_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             generation,
         });
-        let mut request = ConnectRequest::new(Authority::from(to));
+        let mut request = ConnectRequest::new(Authority::from(tunnel.asks));
         request.forwarded = Some(Forwarded {
             client: Some(first.address),
             host: Some((&*endpoint.service.key.hostname).into()),

@@ -164,7 +164,7 @@ fn versions<'a>(
 ) -> Vec<(ResourceType, &'a str, &'a str)> {
     let of = |kind: ResourceType, names: &'a BTreeSet<String>| {
         names.iter().filter_map(move |name| {
-            let resource = snapshot.of(kind).get(name)?;
+            let resource = snapshot.of(kind, "").get(name)?;
             Some((kind, &*resource.name, &*resource.version))
         })
     };

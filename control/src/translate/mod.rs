@@ -6,6 +6,7 @@
 
 mod authentication;
 mod endpoints;
+pub(crate) mod ingress;
 mod istio;
 mod mesh_tls;
 mod policy;
@@ -26,7 +27,7 @@ use seine_objects::{
 };
 use seine_proto::{
     security::Authorization,
-    waypoint::{RequestAuthentication, RouteRule, TrafficPolicy},
+    waypoint::{Listener, RequestAuthentication, RouteRule, TrafficPolicy},
 };
 
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
@@ -90,6 +91,8 @@ pub struct Resources {
     pub routes: BTreeMap<String, RouteRule>,
     /// How requests to services are treated, by `namespace/name`.
     pub traffic: BTreeMap<String, TrafficPolicy>,
+    /// Of each Gateway by its service account (`namespace/name`), by `namespace/gateway/listener`. They have keys in them.
+    pub listeners: BTreeMap<String, BTreeMap<String, Listener>>,
     /// What users should know about their objects.
     pub findings: Findings,
 }
@@ -182,6 +185,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     authentication::translate(objects, &mut services, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
     traffic::translate(objects, &services, settings, &mut resources);
+    ingress::translate(objects, settings, &mut resources);
     waypoint::bind(objects, &mut services, &pods, settings, &mut resources);
     resources.findings.missing_waypoints = waypoint::missing(objects, &services);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
@@ -225,6 +229,8 @@ fn any<M: prost::Message>(type_name: &str, message: &M) -> prost_types::Any {
     }
 }
 
+#[cfg(test)]
+mod ingress_tests;
 #[cfg(test)]
 mod istio_tests;
 #[cfg(test)]

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
-    ObjectKey, ObjectSet,
+    ObjectKey, ObjectSet, gateway,
     policy::{Action, AuthorizationPolicy, Operation, Selector, Source},
 };
 use seine_proto::{
@@ -54,8 +54,8 @@ pub(super) fn translate(
     // By the pod's uid.
     let mut allowed = BTreeMap::new();
     for (key, policy) in &objects.authorization_policies {
-        let at_waypoints = request::translate(key, policy, services, settings, resources);
-        let mut lowered = lower(key, policy, services, settings);
+        let at_waypoints = request::translate(key, policy, objects, services, settings, resources);
+        let mut lowered = lower(key, policy, objects, services, settings);
         lowered.finding.resources = at_waypoints;
         let finding = place(lowered, pods, &mut allowed, resources);
         let findings = &mut resources.findings.authorization_policies;
@@ -348,6 +348,7 @@ fn compile(lowered: &Lowered<'_>, scope: Scope, ports: Option<&Ports>) -> Author
 fn lower<'a>(
     key: &'a ObjectKey,
     policy: &AuthorizationPolicy,
+    objects: &ObjectSet,
     services: &'a BTreeMap<ObjectKey, service::Translated>,
     settings: &'a Settings,
 ) -> Lowered<'a> {
@@ -355,7 +356,8 @@ fn lower<'a>(
     let mut finding = PolicyFinding::default();
     let (mut found, mut bound) = (Vec::new(), false);
     for target in &spec.target_refs {
-        let service = services.get(&ObjectKey::new(&key.namespace, &target.name));
+        let of = ObjectKey::new(&key.namespace, &target.name);
+        let service = services.get(&of);
         match (target.group.as_str(), target.kind.as_str(), service) {
             // Its waypoint enforces it, and whoever reaches the pods came from there.
             ("" | "core", "Service", Some(service)) if service.waypoint.is_some() => bound = true,
@@ -363,8 +365,18 @@ fn lower<'a>(
                 found.push(service);
             }
             ("" | "core", "Service", None) => finding.unresolved.push(no_service(&target.name)),
+            (gateway::GROUP, "Gateway", service) => {
+                match request::is_ingress(objects, &of) && service.is_some() {
+                    true => bound = true,
+                    false => finding.unresolved.push(format!(
+                        "there is no Gateway {of} of class {} with a Service of its own",
+                        gateway::INGRESS_CLASS
+                    )),
+                }
+            }
             (group, kind, _) => finding.unresolved.push(format!(
-                "kind {kind:?} of group {group:?} can't be a target: use Service"
+                "kind {kind:?} of group {group:?} can't be a target: use Service, or Gateway of group {}",
+                gateway::GROUP
             )),
         }
     }

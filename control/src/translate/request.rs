@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
-    ObjectKey,
+    ObjectKey, ObjectSet, gateway,
     policy::{Action, AuthorizationPolicy, Operation, Source},
 };
 use seine_proto::{
@@ -30,19 +30,23 @@ pub const TOKEN_EXTENSION: &str = "seine.dev/token";
 pub(super) fn translate(
     key: &ObjectKey,
     policy: &AuthorizationPolicy,
+    objects: &ObjectSet,
     services: &mut BTreeMap<ObjectKey, service::Translated>,
     settings: &Settings,
     resources: &mut Resources,
 ) -> BTreeSet<String> {
     let mut made = BTreeSet::new();
     for target in &policy.spec.target_refs {
-        if !matches!(target.group.as_str(), "" | "core") || target.kind != "Service" {
-            continue;
-        }
-        let Some(service) = services.get_mut(&ObjectKey::new(&key.namespace, &target.name)) else {
+        let of = ObjectKey::new(&key.namespace, &target.name);
+        let Some(service) = services.get_mut(&of) else {
             continue;
         };
-        if service.waypoint.is_none() {
+        let is_judged = match (target.group.as_str(), target.kind.as_str()) {
+            ("" | "core", "Service") => service.waypoint.is_some(),
+            (gateway::GROUP, "Gateway") => is_ingress(objects, &of),
+            _ => false,
+        };
+        if !is_judged {
             continue;
         }
         let targets = targets(&service.key, resources);
@@ -55,6 +59,12 @@ pub(super) fn translate(
         resources.authorizations.insert(name, authorization);
     }
     made
+}
+
+/// Whether a Gateway takes connections from outside. What is attached to it its own Service lists, which has its name.
+pub(super) fn is_ingress(objects: &ObjectSet, key: &ObjectKey) -> bool {
+    let gateway = objects.gateways.get(key);
+    gateway.is_some_and(|gateway| gateway.is_ingress())
 }
 
 /// The target ports of each of a service's ports, on all of its pods.

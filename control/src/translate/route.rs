@@ -16,6 +16,7 @@ use seine_objects::{
 };
 use seine_proto::waypoint as wire;
 
+use super::ingress::{self, Candidate};
 use super::{Resources, RouteFinding, Settings, service};
 
 pub(crate) use backend::{Unresolved, unresolved};
@@ -40,6 +41,7 @@ struct Route<'a> {
     key: &'a ObjectKey,
     metadata: &'a ObjectMeta,
     parent_refs: &'a [ParentRef],
+    hostnames: &'a [String],
     /// Fields that are not obeyed.
     unread: Vec<String>,
 }
@@ -75,7 +77,8 @@ impl Notes {
     }
 }
 
-/// Adds every rule of a route with a parent that is bound to a waypoint, and what users should know.
+/// Adds every rule of a route with a parent that is bound to a waypoint or takes connections from outside, and what users
+/// should know.
 pub(super) fn translate(
     objects: &ObjectSet,
     services: &Services,
@@ -93,6 +96,7 @@ pub(super) fn translate(
             key,
             metadata: &route.metadata,
             parent_refs: &route.spec.parent_refs,
+            hostnames: &route.spec.hostnames,
             unread: route.unread(),
         };
         translate_route(&common, &world, resources, || http_rules(route));
@@ -103,6 +107,7 @@ pub(super) fn translate(
             key,
             metadata: &route.metadata,
             parent_refs: &route.spec.parent_refs,
+            hostnames: &route.spec.hostnames,
             unread: route.unread(),
         };
         translate_route(&common, &world, resources, || grpc_rules(route));
@@ -117,9 +122,21 @@ fn translate_route<'a>(
 ) {
     let mut found = RouteFinding::default();
     let parents = parents(route, world, &mut found.said);
-    if !parents.is_empty() {
+    let candidate = Candidate {
+        kind: route.kind,
+        key: route.key,
+        hostnames: route.hostnames,
+    };
+    let listeners = ingress::attachments(
+        world.objects,
+        &candidate,
+        route.parent_refs,
+        &mut found.said,
+    );
+    if !parents.is_empty() || !listeners.is_empty() {
         for (index, rule) in rules().into_iter().enumerate() {
-            let (translated, notes) = translate_rule(route, index, rule, &parents, world);
+            let (mut translated, notes) = translate_rule(route, index, rule, &parents, world);
+            translated.listeners.clone_from(&listeners);
             let path = format!("spec.rules[{index}]");
             if !translated.refused.is_empty() {
                 let why = &translated.refused;
@@ -184,7 +201,7 @@ fn parents(route: &Route<'_>, world: &World<'_>, notes: &mut Vec<String>) -> Vec
     let mut found = Vec::new();
     for parent in route.parent_refs {
         if !is_service(parent) {
-            // A Gateway's, and whoever makes that reads it.
+            // A Gateway's: it is attached to listeners, or whoever makes the Gateway reads it.
             continue;
         }
         let namespace = parent.namespace.as_deref().unwrap_or(&route.key.namespace);
@@ -274,6 +291,7 @@ fn translate_rule(
             backoff_ms: millis(retry.backoff.as_deref()).unwrap_or(DEFAULT_BACKOFF_MS),
         }),
         rule_name: rule.name.unwrap_or_default().into(),
+        listeners: Vec::new(),
     };
     (translated, notes)
 }

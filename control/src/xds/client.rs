@@ -15,7 +15,7 @@ use seine_proto::extensions::RefusedResources;
 use seine_proto::{REFUSED_RESOURCES_TYPE, rpc};
 use thiserror::Error;
 
-use super::{ResourceType, Snapshot, held::Held};
+use super::{ResourceType, Snapshot, TypeResources, held::Held};
 
 /// More subscriptions than this are refused: memory is the server's.
 const MAX_SUBSCRIPTIONS: usize = 200_000;
@@ -31,6 +31,8 @@ pub struct Client {
     pub node_name: String,
     streams: HashMap<ResourceType, TypeStream>,
     nonces: u64,
+    /// The service account that it has shown a token of.
+    account: String,
 }
 
 /// One type of one client.
@@ -86,6 +88,14 @@ pub enum ProtocolError {
 }
 
 impl Client {
+    /// A client that has shown a token of this service account (`namespace/name`).
+    pub fn new(account: String) -> Self {
+        Self {
+            account,
+            ..Self::default()
+        }
+    }
+
     /// Takes a request in. One for a type that isn't served is left without an answer.
     pub fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), ProtocolError> {
         if let Some(node) = &request.node
@@ -115,41 +125,36 @@ impl Client {
             return None;
         }
         let nonce = format!("{}-{}", snapshot.generation, self.nonces);
-        let node = &self.node_name;
+        let to = To {
+            snapshot,
+            node: &self.node_name,
+            account: &self.account,
+        };
         let addresses_behind = match self.streams.get(&ResourceType::Address) {
             Some(stream) if stream.in_flight.is_some() => true,
             Some(stream) if stream.answered && stream.generation == snapshot.generation => false,
-            Some(stream) => !stream
-                .plan(ResourceType::Address, snapshot, node)
-                .is_empty(),
+            Some(stream) => !stream.plan(ResourceType::Address, &to).is_empty(),
             None => false,
         };
         let mut sent = None;
         let mut policies_behind = false;
         if let Some(stream) = self.streams.get_mut(&ResourceType::Authorization) {
-            sent = stream.respond(
-                ResourceType::Authorization,
-                snapshot,
-                node,
-                &nonce,
-                !addresses_behind,
-            );
+            sent = stream.respond(ResourceType::Authorization, &to, &nonce, !addresses_behind);
             // Still waiting for its answer to an earlier push while there is a newer one to make.
-            policies_behind = sent.is_none() && stream.has_updates(snapshot);
+            policies_behind = sent.is_none() && stream.has_updates(&to);
         }
         if !policies_behind {
             for kind in [
                 ResourceType::Authentication,
                 ResourceType::Route,
                 ResourceType::Traffic,
+                ResourceType::Listener,
                 ResourceType::Address,
             ] {
                 let stream = self.streams.get_mut(&kind).filter(|_| sent.is_none());
                 // Services name them, as workloads do policies.
                 let removals = kind != ResourceType::Authentication || !addresses_behind;
-                sent = sent.or_else(|| {
-                    stream.and_then(|s| s.respond(kind, snapshot, node, &nonce, removals))
-                });
+                sent = sent.or_else(|| stream.and_then(|s| s.respond(kind, &to, &nonce, removals)));
             }
         }
         self.nonces += u64::from(sent.is_some());
@@ -297,10 +302,10 @@ impl TypeStream {
         Ok(())
     }
 
-    fn has_updates(&self, snapshot: &Snapshot) -> bool {
-        self.generation != snapshot.generation
+    fn has_updates(&self, to: &To<'_>) -> bool {
+        self.generation != to.snapshot.generation
             && !self
-                .plan(ResourceType::Authorization, snapshot, "")
+                .plan(ResourceType::Authorization, to)
                 .updates
                 .is_empty()
     }
@@ -308,18 +313,18 @@ impl TypeStream {
     fn respond(
         &mut self,
         kind: ResourceType,
-        snapshot: &Snapshot,
-        node: &str,
+        to: &To<'_>,
         nonce: &str,
         with_removals: bool,
     ) -> Option<DeltaDiscoveryResponse> {
+        let snapshot = to.snapshot;
         let up_to_date = self.generation == snapshot.generation;
         if self.in_flight.is_some()
             || (up_to_date && self.answered && !(self.removals_wait && with_removals))
         {
             return None;
         }
-        let plan = self.plan(kind, snapshot, node);
+        let plan = self.plan(kind, to);
         let Plan {
             updates,
             mut removals,
@@ -333,14 +338,14 @@ impl TypeStream {
         if updates.is_empty() && removals.is_empty() && missing.is_empty() && self.answered {
             if self.wildcard && !self.removals_wait {
                 // The same as before, and the older snapshot can go.
-                self.held.set_all(snapshot.of(kind));
+                self.held.set_all(to.of(kind));
             }
             if self.rejected.is_empty() && !self.removals_wait {
                 self.accepted_generation = snapshot.generation;
             }
             return None;
         }
-        let resources = snapshot.of(kind);
+        let resources = to.of(kind);
         let mut sent = Vec::with_capacity(updates.len());
         for name in &updates {
             let Some(resource) = resources.get(name) else {
@@ -381,14 +386,14 @@ impl TypeStream {
     }
 
     /// What the client lacks and what it has too much.
-    fn plan(&self, kind: ResourceType, snapshot: &Snapshot, node: &str) -> Plan {
-        let resources = snapshot.of(kind);
+    fn plan(&self, kind: ResourceType, to: &To<'_>) -> Plan {
+        let resources = to.of(kind);
         let mut plan = Plan::default();
         if !self.wildcard {
-            self.plan_on_demand(kind, snapshot, node, &mut plan);
+            self.plan_on_demand(kind, to, &mut plan);
             return plan;
         }
-        let candidates = match resources.changed_since(self.generation, snapshot.generation) {
+        let candidates = match resources.changed_since(self.generation, to.snapshot.generation) {
             Some(names) if !self.removals_wait => names,
             _ => self
                 .held
@@ -410,16 +415,17 @@ impl TypeStream {
         plan
     }
 
-    fn plan_on_demand(&self, kind: ResourceType, snapshot: &Snapshot, node: &str, plan: &mut Plan) {
-        let resources = snapshot.of(kind);
+    fn plan_on_demand(&self, kind: ResourceType, to: &To<'_>, plan: &mut Plan) {
+        let resources = to.of(kind);
         let mut wanted: BTreeSet<&Arc<str>> = BTreeSet::new();
         for subscription in &self.subscriptions {
             let found = match kind {
-                ResourceType::Address => snapshot.resolve(subscription),
+                ResourceType::Address => to.snapshot.resolve(subscription),
                 ResourceType::Authorization
                 | ResourceType::Authentication
                 | ResourceType::Route
-                | ResourceType::Traffic => resources
+                | ResourceType::Traffic
+                | ResourceType::Listener => resources
                     .get(subscription)
                     .map(|found| &found.name)
                     .into_iter()
@@ -436,7 +442,7 @@ impl TypeStream {
         }
         if kind == ResourceType::Address {
             // The node's own pods must be known before anyone asks for them.
-            wanted.extend(snapshot.of_node(node));
+            wanted.extend(to.snapshot.of_node(to.node));
         }
         for name in &wanted {
             let version = resources.get(name).map(|found| &found.version);
@@ -469,6 +475,22 @@ fn refused(error: &rpc::Status, sent: &InFlight) -> Option<HashSet<String>> {
     // Of none of them: then it is about something that we don't know of.
     let any = sent.names.iter().any(|name| names.contains(&**name));
     any.then_some(names)
+}
+
+/// What there is to send, and to whom.
+struct To<'a> {
+    snapshot: &'a Snapshot,
+    /// The Kubernetes node that it serves.
+    node: &'a str,
+    /// Its service account.
+    account: &'a str,
+}
+
+impl<'a> To<'a> {
+    /// What of a type it may read.
+    fn of(&self, kind: ResourceType) -> &'a TypeResources {
+        self.snapshot.of(kind, self.account)
+    }
 }
 
 #[derive(Default)]

@@ -24,17 +24,20 @@ pub enum ResourceType {
     Route,
     /// How requests to services are treated, for waypoints.
     Traffic,
+    /// Of a Gateway that takes connections from outside: its own alone.
+    Listener,
     /// Workloads and services.
     Address,
 }
 
 impl ResourceType {
     /// All, in the order of sending.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Authorization,
         Self::Authentication,
         Self::Route,
         Self::Traffic,
+        Self::Listener,
         Self::Address,
     ];
 
@@ -45,6 +48,7 @@ impl ResourceType {
             Self::Authentication => seine_proto::AUTHENTICATION_TYPE,
             Self::Route => seine_proto::ROUTE_RULE_TYPE,
             Self::Traffic => seine_proto::TRAFFIC_POLICY_TYPE,
+            Self::Listener => seine_proto::LISTENER_TYPE,
             Self::Address => seine_proto::ADDRESS_TYPE,
         }
     }

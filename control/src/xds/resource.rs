@@ -1,6 +1,7 @@
 //! One resource in its encoded form.
 
 use std::{
+    fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
@@ -9,7 +10,7 @@ use prost::Message as _;
 use seine_proto::{
     discovery,
     security::Authorization,
-    waypoint::{RequestAuthentication, RouteRule, TrafficPolicy},
+    waypoint::{Listener, RequestAuthentication, RouteRule, TrafficPolicy},
     workload::{self, Service, Workload},
 };
 
@@ -19,7 +20,7 @@ use crate::translate::Settings;
 /// A resource as it is sent. Equal resources have equal bytes, and the version is their hash: it is
 /// the same on every replica and after every restart, so that a proxy that comes back is sent only
 /// what changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Resource {
     /// Uid, `namespace/hostname` or `namespace/name`.
     pub name: Arc<str>,
@@ -113,6 +114,11 @@ impl Resource {
         Self::of_one_name(ResourceType::Traffic, key, policy)
     }
 
+    /// A Gateway's listener under its name.
+    pub fn listener(name: &str, listener: &Listener) -> Self {
+        Self::of_one_name(ResourceType::Listener, name, listener)
+    }
+
     fn of_one_name(kind: ResourceType, name: &str, message: &impl prost::Message) -> Self {
         let body = message.encode_to_vec();
         Self {
@@ -142,6 +148,16 @@ impl Resource {
     /// Bytes of its content.
     pub fn size(&self) -> usize {
         self.body.len()
+    }
+}
+
+impl fmt::Debug for Resource {
+    /// Without its content, in which there may be a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resource")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 

@@ -41,7 +41,7 @@ static REFUSED: Lines = Lines::new();
 /// Settings of the xDS server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Service accounts (`namespace/name`) that may read the configuration, beside those of waypoints.
+    /// Service accounts (`namespace/name`) that may read the configuration, beside those of Gateways.
     pub trusted_accounts: Vec<String>,
     /// A stream is closed after this time, so that its client shows a fresh token. It resumes with
     /// the versions that it holds.
@@ -95,7 +95,7 @@ impl XdsServer {
             .map_err(|error| error.status())?;
         let account = caller.account();
         if !self.options.trusted_accounts.contains(&account)
-            && !self.models.borrow().is_waypoint(&account)
+            && !self.models.borrow().is_gateway(&account)
         {
             let reason = format!(
                 "service account {} may not read the mesh's configuration",
@@ -254,12 +254,13 @@ impl Clients {
 
     fn add(&self, caller: Caller, address: Option<SocketAddr>) -> Connected {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let account = caller.account();
         let entry = Arc::new(Entry {
             id,
             caller,
             address,
             since: SystemTime::now(),
-            client: Mutex::default(),
+            client: Mutex::new(Client::new(account)),
         });
         self.0.entries.lock().insert(id, entry.clone());
         Connected {

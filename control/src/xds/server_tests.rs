@@ -1,5 +1,6 @@
 //! The server with a real client on loopback.
 
+mod listeners;
 mod pages;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -1,8 +1,8 @@
 //! What every proxy should hold at one time.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    sync::{Arc, LazyLock},
 };
 
 use super::{Resource, ResourceType};
@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub routes: TypeResources,
     /// How requests to services are treated.
     pub traffic: TypeResources,
+    /// Listeners, by the service account that they are for.
+    pub listeners: HashMap<String, TypeResources>,
     /// Workloads and services.
     pub addresses: TypeResources,
     index: Arc<AddressIndex>,
@@ -80,11 +82,13 @@ impl Snapshot {
             .map(|(name, rules)| Resource::authentication(name, rules));
         let (authentications, authentications_changed) =
             self.authentications.next(generation, authentications);
+        let (listeners, listeners_changed) = self.next_listeners(generation, resources);
         let any = changed
             || policies_changed
             || routes_changed
             || traffic_changed
-            || authentications_changed;
+            || authentications_changed
+            || listeners_changed;
         if !any && self.generation > 0 {
             return None;
         }
@@ -98,19 +102,54 @@ impl Snapshot {
             authentications,
             routes,
             traffic,
+            listeners,
             addresses,
             index,
         })
     }
 
-    /// The resources of a type.
-    pub fn of(&self, kind: ResourceType) -> &TypeResources {
+    /// Also of a Gateway that is gone, with none: its proxies are to hear that.
+    fn next_listeners(
+        &self,
+        generation: u64,
+        resources: &Resources,
+    ) -> (HashMap<String, TypeResources>, bool) {
+        let none = TypeResources::default();
+        let empty = BTreeMap::new();
+        let mut all_changed = false;
+        let accounts = self.listeners.keys().chain(resources.listeners.keys());
+        let accounts: BTreeSet<_> = accounts.collect();
+        let next = accounts.into_iter().map(|account| {
+            let held = self.listeners.get(account).unwrap_or(&none);
+            let listeners = resources.listeners.get(account).unwrap_or(&empty).iter();
+            let listeners = listeners.map(|(name, listener)| Resource::listener(name, listener));
+            let (next, changed) = held.next(generation, listeners);
+            all_changed |= changed;
+            (account.clone(), next)
+        });
+        (next.collect(), all_changed)
+    }
+
+    /// The resources of a type that a service account may read.
+    pub fn of(&self, kind: ResourceType, account: &str) -> &TypeResources {
+        static NONE: LazyLock<TypeResources> = LazyLock::new(TypeResources::default);
         match kind {
             ResourceType::Authorization => &self.authorizations,
             ResourceType::Authentication => &self.authentications,
             ResourceType::Route => &self.routes,
             ResourceType::Traffic => &self.traffic,
+            ResourceType::Listener => self.listeners.get(account).unwrap_or(&NONE),
             ResourceType::Address => &self.addresses,
+        }
+    }
+
+    /// All resources of a type.
+    pub fn all(&self, kind: ResourceType) -> Box<dyn Iterator<Item = &Arc<Resource>> + '_> {
+        match kind {
+            ResourceType::Listener => {
+                Box::new(self.listeners.values().flat_map(TypeResources::iter))
+            }
+            kind => Box::new(self.of(kind, "").iter()),
         }
     }
 

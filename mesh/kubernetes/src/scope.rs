@@ -1,7 +1,7 @@
 //! What is watched, and under which names the API server has it.
 
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
+    core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     node::v1::RuntimeClass,
@@ -68,6 +68,7 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
         Kind::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
         Kind::RuntimeClass => ApiResource::erase::<RuntimeClass>(&()),
+        Kind::Secret => ApiResource::erase::<Secret>(&()),
         Kind::Gateway => of_gateway_api("Gateway", "gateways"),
         Kind::HttpRoute => of_gateway_api("HTTPRoute", "httproutes"),
         Kind::GrpcRoute => of_gateway_api("GRPCRoute", "grpcroutes"),

@@ -31,26 +31,23 @@ impl Kind {
             Self::Namespace => &Fields(&[("metadata", METADATA), ("status", All)]),
             Self::Node => &NODE,
             Self::Pod => &POD,
-            Self::Service => &Fields(&[("metadata", METADATA), ("spec", All)]),
+            // Where a load balancer takes what is for it.
+            Self::Service => &Fields(&[
+                ("metadata", METADATA),
+                ("spec", All),
+                ("status", Fields(&[("loadBalancer", All)])),
+            ]),
             Self::EndpointSlice => &ENDPOINT_SLICE,
             Self::ServiceAccount => &Fields(&[("metadata", METADATA)]),
             Self::NetworkPolicy => &Fields(&[("metadata", METADATA), ("spec", All)]),
             Self::RuntimeClass => &Fields(&[("metadata", METADATA), ("handler", All)]),
-            Self::Gateway => &Fields(&[
-                ("apiVersion", All),
-                ("kind", All),
+            Self::Secret => &Fields(&[
                 ("metadata", METADATA),
-                (
-                    "spec",
-                    Fields(&[
-                        ("gatewayClassName", All),
-                        ("listeners", All),
-                        ("addresses", All),
-                        ("infrastructure", All),
-                    ]),
-                ),
+                ("type", All),
+                ("data", Fields(&[("tls.crt", All), ("tls.key", All)])),
             ]),
-            Self::HttpRoute
+            Self::Gateway
+            | Self::HttpRoute
             | Self::GrpcRoute
             | Self::ReferenceGrant
             | Self::AuthorizationPolicy

@@ -22,9 +22,11 @@ mod parse;
 pub mod pods;
 pub mod policy;
 mod set;
+mod tls_secret;
 
 pub use directory::{DirectoryOptions, DirectorySource, SourceError};
 pub use enrolment::{Enrolment, EnrolmentSettings, Refusal, enrolment};
 pub use k8s_openapi;
 pub use parse::{InForce, Invalid, Kind, Object, ParsedFile, Problem, parse_object, parse_text};
 pub use set::{ObjectKey, ObjectSet, Objects};
+pub use tls_secret::TlsSecret;

@@ -24,6 +24,7 @@ use crate::{
     policy::{
         self, AuthorizationPolicy, FieldError, MeshTls, RequestAuthentication, TrafficPolicy,
     },
+    tls_secret::TlsSecret,
 };
 
 /// The kinds that are read.
@@ -41,6 +42,7 @@ pub enum Kind {
     ServiceAccount,
     NetworkPolicy,
     RuntimeClass,
+    Secret,
     Gateway,
     HttpRoute,
     GrpcRoute,
@@ -89,6 +91,7 @@ pub enum Object {
     ServiceAccount(Arc<ServiceAccount>),
     NetworkPolicy(Arc<NetworkPolicy>),
     RuntimeClass(Arc<RuntimeClass>),
+    Secret(Arc<TlsSecret>),
     Gateway(Arc<Gateway>),
     HttpRoute(Arc<HttpRoute>),
     GrpcRoute(Arc<GrpcRoute>),
@@ -113,6 +116,7 @@ impl Object {
             Self::ServiceAccount(_) => Kind::ServiceAccount,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::RuntimeClass(_) => Kind::RuntimeClass,
+            Self::Secret(_) => Kind::Secret,
             Self::Gateway(_) => Kind::Gateway,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
@@ -137,7 +141,8 @@ impl Object {
             Self::ServiceAccount(object) => serde_json::to_value(&**object),
             Self::NetworkPolicy(object) => serde_json::to_value(&**object),
             Self::RuntimeClass(object) => serde_json::to_value(&**object),
-            Self::Gateway(object) => serde_json::to_value(&**object),
+            Self::Secret(object) => Ok(object.to_value()),
+            Self::Gateway(object) => Ok(object.given.clone()),
             Self::HttpRoute(object) => Ok(object.given.clone()),
             Self::GrpcRoute(object) => Ok(object.given.clone()),
             Self::ReferenceGrant(object) => serde_json::to_value(&**object),
@@ -434,6 +439,7 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
         ("networking.k8s.io/v1", "NetworkPolicy") => Kind::NetworkPolicy,
         ("node.k8s.io/v1", "RuntimeClass") => Kind::RuntimeClass,
+        ("v1", "Secret") => Kind::Secret,
         (gateway::API_VERSION, "Gateway") => Kind::Gateway,
         (gateway::API_VERSION, "HTTPRoute") => Kind::HttpRoute,
         (gateway::API_VERSION, "GRPCRoute") => Kind::GrpcRoute,
@@ -468,7 +474,12 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
         Kind::ServiceAccount => Object::ServiceAccount(core(value)?),
         Kind::NetworkPolicy => Object::NetworkPolicy(core(value)?),
         Kind::RuntimeClass => Object::RuntimeClass(core(value)?),
-        Kind::Gateway => Object::Gateway(Arc::new(typed(value)?)),
+        Kind::Secret => Object::Secret(Arc::new(TlsSecret::read(value)?)),
+        Kind::Gateway => {
+            let mut gateway: Gateway = typed(value)?;
+            gateway.given = value.clone();
+            Object::Gateway(Arc::new(gateway))
+        }
         Kind::HttpRoute => {
             let mut route: HttpRoute = typed(value)?;
             check(route.validate())?;

@@ -14,6 +14,7 @@ use crate::{
     gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
     istio,
     policy::{AuthorizationPolicy, MeshTls, RequestAuthentication, TrafficPolicy},
+    tls_secret::TlsSecret,
 };
 
 /// Objects of one kind. An object that didn't change keeps its `Arc` from one set to the next.
@@ -40,6 +41,8 @@ pub struct ObjectSet {
     pub network_policies: Objects<NetworkPolicy>,
     /// Keyed with an empty namespace. Which runtime a pod's class stands for: see [`crate::enrolment()`].
     pub runtime_classes: Objects<RuntimeClass>,
+    /// Those that Gateways of ours name.
+    pub secrets: Objects<TlsSecret>,
     /// Of every class.
     pub gateways: Objects<Gateway>,
     /// Of every parent.
@@ -93,6 +96,7 @@ impl ObjectSet {
             Object::ServiceAccount(object) => drop(self.service_accounts.insert(key, object)),
             Object::NetworkPolicy(object) => drop(self.network_policies.insert(key, object)),
             Object::RuntimeClass(object) => drop(self.runtime_classes.insert(key, object)),
+            Object::Secret(object) => drop(self.secrets.insert(key, object)),
             Object::Gateway(object) => drop(self.gateways.insert(key, object)),
             Object::HttpRoute(object) => drop(self.http_routes.insert(key, object)),
             Object::GrpcRoute(object) => drop(self.grpc_routes.insert(key, object)),
@@ -125,6 +129,7 @@ impl ObjectSet {
             Kind::ServiceAccount => self.service_accounts.remove(key).is_some(),
             Kind::NetworkPolicy => self.network_policies.remove(key).is_some(),
             Kind::RuntimeClass => self.runtime_classes.remove(key).is_some(),
+            Kind::Secret => self.secrets.remove(key).is_some(),
             Kind::Gateway => self.gateways.remove(key).is_some(),
             Kind::HttpRoute => self.http_routes.remove(key).is_some(),
             Kind::GrpcRoute => self.grpc_routes.remove(key).is_some(),
@@ -151,6 +156,7 @@ impl ObjectSet {
             Kind::ServiceAccount => self.service_accounts.contains_key(key),
             Kind::NetworkPolicy => self.network_policies.contains_key(key),
             Kind::RuntimeClass => self.runtime_classes.contains_key(key),
+            Kind::Secret => self.secrets.contains_key(key),
             Kind::Gateway => self.gateways.contains_key(key),
             Kind::HttpRoute => self.http_routes.contains_key(key),
             Kind::GrpcRoute => self.grpc_routes.contains_key(key),
@@ -178,6 +184,7 @@ impl ObjectSet {
             Object::ServiceAccount(object) => same(&self.service_accounts, key, object),
             Object::NetworkPolicy(object) => same(&self.network_policies, key, object),
             Object::RuntimeClass(object) => same(&self.runtime_classes, key, object),
+            Object::Secret(object) => same(&self.secrets, key, object),
             Object::Gateway(object) => same(&self.gateways, key, object),
             Object::HttpRoute(object) => same(&self.http_routes, key, object),
             Object::GrpcRoute(object) => same(&self.grpc_routes, key, object),
@@ -206,6 +213,7 @@ impl ObjectSet {
             Kind::ServiceAccount => Box::new(self.service_accounts.keys()),
             Kind::NetworkPolicy => Box::new(self.network_policies.keys()),
             Kind::RuntimeClass => Box::new(self.runtime_classes.keys()),
+            Kind::Secret => Box::new(self.secrets.keys()),
             Kind::Gateway => Box::new(self.gateways.keys()),
             Kind::HttpRoute => Box::new(self.http_routes.keys()),
             Kind::GrpcRoute => Box::new(self.grpc_routes.keys()),
@@ -239,6 +247,7 @@ impl ObjectSet {
         share(&mut self.service_accounts, &older.service_accounts);
         share(&mut self.network_policies, &older.network_policies);
         share(&mut self.runtime_classes, &older.runtime_classes);
+        share(&mut self.secrets, &older.secrets);
         share(&mut self.gateways, &older.gateways);
         share(&mut self.http_routes, &older.http_routes);
         share(&mut self.grpc_routes, &older.grpc_routes);

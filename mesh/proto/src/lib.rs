@@ -86,6 +86,16 @@ pub use generated::seine::listeners::v1 as listeners;
 pub use generated::seine::waypoint::v1 as waypoint;
 pub use generated::seine::workload::v1 as extensions;
 
+impl std::fmt::Debug for waypoint::Certificate {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let chain = self.chain.len();
+        f.debug_struct("Certificate")
+            .field("chain", &chain)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Type URL of [`workload::Address`] resources.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`] resources.
@@ -96,5 +106,7 @@ pub const ROUTE_RULE_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.RouteRu
 pub const TRAFFIC_POLICY_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.TrafficPolicy";
 /// Type URL of [`waypoint::RequestAuthentication`] resources.
 pub const AUTHENTICATION_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.RequestAuthentication";
+/// Type URL of [`waypoint::Listener`] resources.
+pub const LISTENER_TYPE: &str = "type.googleapis.com/seine.waypoint.v1.Listener";
 /// Type URL of [`extensions::RefusedResources`].
 pub const REFUSED_RESOURCES_TYPE: &str = "type.googleapis.com/seine.workload.v1.RefusedResources";

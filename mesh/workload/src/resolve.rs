@@ -199,7 +199,8 @@ pub(crate) fn resolve(
     Ok(Destination::Passthrough)
 }
 
-fn to_service(
+/// To a service, through its waypoint if it is bound to one.
+pub(crate) fn to_service(
     index: &AddressIndex,
     service: &Arc<Service>,
     question: &Question<'_>,

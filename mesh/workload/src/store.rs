@@ -23,7 +23,9 @@ use crate::intern::Interner;
 use crate::model::{Service, ServiceKey, Workload};
 use crate::parse::{ParseError, parse_policy, parse_service, parse_workload, service_key};
 use crate::policies::{PolicyIndex, RefusedScope};
-use crate::resolve::{Destination, Question, Unavailable, Upstream, backends, resolve, to_backend};
+use crate::resolve::{
+    Destination, Question, Unavailable, Upstream, backends, resolve, to_backend, to_service,
+};
 
 /// Resources that are applied under one write lock, so that readers needn't wait for thousands.
 const BATCH: usize = 256;
@@ -224,12 +226,7 @@ impl Store {
         exclude: &[Arc<str>],
         random: &mut impl Rng,
     ) -> Result<Destination, Unavailable> {
-        let question = Question {
-            destination,
-            source,
-            network: &self.network,
-            exclude,
-        };
+        let question = self.question(destination, source, exclude);
         resolve(&self.read().addresses, &question, random)
     }
 
@@ -250,6 +247,23 @@ impl Store {
     ) -> Result<Destination, Unavailable> {
         let question = self.of_backend(service, port, client, source, exclude);
         to_backend(&self.read().addresses, service, &question, &mut rand::rng())
+    }
+
+    /// The same for a client of the mesh, such as a Gateway: where the service is bound to a waypoint, to that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::resolve`].
+    pub fn resolve_service(
+        &self,
+        service: &Arc<Service>,
+        port: u16,
+        client: IpAddr,
+        source: Option<&Workload>,
+        exclude: &[Arc<str>],
+    ) -> Result<Destination, Unavailable> {
+        let question = self.of_backend(service, port, client, source, exclude);
+        to_service(&self.read().addresses, service, &question, &mut rand::rng())
     }
 
     /// All of the workloads of which [`Store::resolve_backend`] chooses one; at least one, in no order.
@@ -277,17 +291,18 @@ impl Store {
         source: Option<&'a Workload>,
         exclude: &'a [Arc<str>],
     ) -> Question<'a> {
-        let mut addresses = service
-            .addresses
-            .iter()
-            .filter_map(|address| address.single());
-        let address = addresses
-            .clone()
-            .find(|address| address.is_ipv4() == client.is_ipv4())
-            .or_else(|| addresses.next())
-            .unwrap_or(client);
+        let destination = SocketAddr::new(address_like(service, client), port);
+        self.question(destination, source, exclude)
+    }
+
+    fn question<'a>(
+        &'a self,
+        destination: SocketAddr,
+        source: Option<&'a Workload>,
+        exclude: &'a [Arc<str>],
+    ) -> Question<'a> {
         Question {
-            destination: SocketAddr::new(address, port),
+            destination,
             source,
             network: &self.network,
             exclude,
@@ -516,6 +531,15 @@ fn decode<M: Message + Default>(resource: &Resource) -> Result<M, ParseError> {
     let any = resource.resource.as_ref();
     let any = any.ok_or_else(|| ParseError::new("resource", "is missing"))?;
     M::decode(&*any.value).map_err(|error| ParseError::new("resource", error.to_string()))
+}
+
+/// An address of a service, of the family of `client` if there is one; the client's own where the service has none.
+fn address_like(service: &Service, client: IpAddr) -> IpAddr {
+    let addresses = service.addresses.iter();
+    let mut addresses = addresses.filter_map(|address| address.single());
+    let like = |address: &IpAddr| address.is_ipv4() == client.is_ipv4();
+    let found = addresses.clone().find(like);
+    found.or_else(|| addresses.next()).unwrap_or(client)
 }
 
 /// A removal goes by the resource's name alone, so that must be what the content is held under.

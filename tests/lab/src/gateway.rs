@@ -1,6 +1,7 @@
-//! What the control plane of a cluster makes of a Gateway that is a waypoint: pods, Service and ServiceAccount of its
-//! name. Pure.
+//! What the control plane of a cluster makes of a Gateway that is ours, a waypoint or a way into the mesh: pods, Service and
+//! ServiceAccount of its name. Pure.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -9,6 +10,8 @@ use crate::manifest::Key;
 
 /// The class of Gateways that are waypoints.
 const WAYPOINT: &str = "seine-waypoint";
+/// The class of Gateways that take connections from outside the mesh.
+const INGRESS: &str = "seine";
 
 /// What a waypoint is started with.
 #[derive(Clone, Debug)]
@@ -25,12 +28,20 @@ pub struct WaypointProgram {
     pub environment: Vec<(String, String)>,
 }
 
-/// The objects that belong to `object`, where that is a waypoint.
+/// The objects that belong to `object`, where that is a Gateway of ours.
 pub fn objects(key: &Key, object: &Value, with: Option<&WaypointProgram>) -> Vec<Value> {
     let class = object.pointer("/spec/gatewayClassName");
-    let is_waypoint = key.kind == "Gateway" && class.and_then(Value::as_str) == Some(WAYPOINT);
-    let Some(with) = with.filter(|_| is_waypoint) else {
+    let is_ingress = match class.and_then(Value::as_str) {
+        Some(INGRESS) => true,
+        Some(WAYPOINT) => false,
+        _ => return Vec::new(),
+    };
+    let Some(with) = with.filter(|_| key.kind == "Gateway") else {
         return Vec::new();
+    };
+    let ports = match is_ingress {
+        true => listener_ports(object),
+        false => vec![json!({"name": "hbone", "port": 15008, "appProtocol": "hbone"})],
     };
     let Key {
         namespace, name, ..
@@ -52,6 +63,7 @@ pub fn objects(key: &Key, object: &Value, with: Option<&WaypointProgram>) -> Vec
             variable("SEINE_SERVER_NAME", json!(with.server_name)),
             variable("SEINE_CA_ROOTS", json!("/etc/seine/root-cert.pem")),
             variable("SEINE_TOKEN_FILE", json!("/etc/seine/token/token")),
+            variable("SEINE_INGRESS", json!(is_ingress.to_string())),
         ],
         // Not below /run, which a pod of the lab has for itself.
         "volumeMounts": [
@@ -72,7 +84,7 @@ pub fn objects(key: &Key, object: &Value, with: Option<&WaypointProgram>) -> Vec
             "spec": {
                 "selector": labels,
                 "ipFamilyPolicy": "PreferDualStack",
-                "ports": [{"name": "hbone", "port": 15008, "appProtocol": "hbone"}],
+                "ports": ports,
             },
         }),
         json!({
@@ -98,15 +110,25 @@ pub fn objects(key: &Key, object: &Value, with: Option<&WaypointProgram>) -> Vec
     ]
 }
 
+/// Each port once, whatever listeners share it.
+fn listener_ports(gateway: &Value) -> Vec<Value> {
+    let listeners = gateway.pointer("/spec/listeners").and_then(Value::as_array);
+    let ports = listeners.into_iter().flatten();
+    let ports: BTreeSet<u64> = ports.filter_map(|one| one["port"].as_u64()).collect();
+    let port = |port| json!({"name": format!("port-{port}"), "port": port});
+    ports.into_iter().map(port).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_waypoint_has_what_runs_it_and_no_other_gateway_does() {
+    fn a_gateway_of_ours_has_what_runs_it_and_no_other_does() {
         let gateway = |class: &str| {
             json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-                "metadata": {"name": "wp", "namespace": "shop"}, "spec": {"gatewayClassName": class}})
+                "metadata": {"name": "wp", "namespace": "shop"},
+                "spec": {"gatewayClassName": class, "listeners": [{"port": 443}, {"port": 80}, {"port": 443}]}})
         };
         let with = WaypointProgram {
             program: "/bin/seine-waypoint".into(),
@@ -120,6 +142,15 @@ mod tests {
             objects(&Key::of(&object).unwrap(), &object, Some(&with))
         };
         assert!(made("other").is_empty());
+        let ports = |class: &str| {
+            let ports = made(class)[1]["spec"]["ports"].clone();
+            let ports = ports.as_array().unwrap().iter();
+            ports
+                .map(|port| port["port"].as_u64().unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ports("seine-waypoint"), [15008]);
+        assert_eq!(ports("seine"), [80, 443]);
         let kinds: Vec<String> = made("seine-waypoint")
             .iter()
             .map(|object| Key::of(object).unwrap().to_string())

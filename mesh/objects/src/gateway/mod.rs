@@ -14,8 +14,13 @@ mod reference;
 mod reference_grant;
 mod unread;
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{ObjectKey, ObjectSet};
 
 pub use binding::{
     GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL, WAYPOINT_FOR_LABEL, WAYPOINT_LABEL, waypoint_of,
@@ -29,7 +34,10 @@ pub use grpc_route::{GrpcMethodMatch, GrpcRoute, GrpcRouteMatch, GrpcRouteRule, 
 pub use http_route::{
     HttpRoute, HttpRouteMatch, HttpRouteRule, HttpRouteSpec, PathMatch, Retry, Timeouts,
 };
-pub use listener::{Infrastructure, Listener, ParametersRef};
+pub use listener::{
+    AllowedRoutes, Infrastructure, Listener, ListenerTls, ParametersRef, RouteKind,
+    RouteNamespaces, SecretRef,
+};
 pub(crate) use reference::is_token;
 pub use reference::{BackendRef, NamedMatch, ParentRef};
 pub use reference_grant::{Grantee, ReferenceGrant, ReferenceGrantSpec, Target};
@@ -46,10 +54,12 @@ pub const BETA_API_VERSION: &str = "gateway.networking.k8s.io/v1beta1";
 pub const CONTROLLER: &str = "seine.dev/control";
 /// The class of Gateways that are waypoints.
 pub const WAYPOINT_CLASS: &str = "seine-waypoint";
+/// The class of Gateways that take connections from outside the mesh.
+pub const INGRESS_CLASS: &str = "seine";
 /// Where a waypoint takes HBONE.
 pub const WAYPOINT_PORT: u16 = 15008;
 
-/// A Gateway, as far as it may be a waypoint. Its pods, Service and ServiceAccount have its own name.
+/// A Gateway: a waypoint of the mesh, or a way into it. Its pods, Service and ServiceAccount have its own name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gateway {
@@ -62,6 +72,9 @@ pub struct Gateway {
     pub metadata: ObjectMeta,
     /// What is asked for.
     pub spec: GatewaySpec,
+    /// The object itself.
+    #[serde(skip)]
+    pub(crate) given: Value,
 }
 
 /// What is asked for.
@@ -75,7 +88,7 @@ pub struct GatewaySpec {
     pub listeners: Vec<Listener>,
     /// The addresses that it should have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<serde_json::Value>,
+    pub addresses: Vec<Value>,
     /// Of the objects that are made for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure: Option<Infrastructure>,
@@ -85,5 +98,34 @@ impl Gateway {
     /// It is a waypoint of ours.
     pub fn is_waypoint(&self) -> bool {
         self.spec.gateway_class_name == WAYPOINT_CLASS
+    }
+
+    /// It takes connections from outside the mesh, and is one of ours.
+    pub fn is_ingress(&self) -> bool {
+        self.spec.gateway_class_name == INGRESS_CLASS
+    }
+
+    /// Paths of the fields that Seine doesn't know, and so doesn't obey.
+    pub fn unread(&self) -> Vec<String> {
+        let kept = serde_json::to_value(&self.spec).expect("Gateways have text for keys");
+        let mut found = Vec::new();
+        unread::unread(&self.given["spec"], &kept, "spec", &mut found);
+        found
+    }
+}
+
+impl ObjectSet {
+    /// The Secrets that Gateways of ours name as certificates, and may.
+    pub fn gateway_secrets(&self) -> BTreeSet<ObjectKey> {
+        let gateways = self.gateways.iter();
+        let ours = gateways.filter(|(_, gateway)| gateway.is_ingress());
+        let named = ours.flat_map(|(key, gateway)| {
+            let tls = gateway.spec.listeners.iter();
+            let tls = tls.filter_map(|listener| listener.tls.as_ref());
+            let named = tls.flat_map(|tls| &tls.certificate_refs);
+            let named = named.filter_map(|reference| reference.secret(&key.namespace));
+            named.filter(|secret| self.is_granted("Gateway", &key.namespace, "Secret", secret))
+        });
+        named.collect()
     }
 }

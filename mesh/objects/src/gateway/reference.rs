@@ -39,6 +39,14 @@ impl ParentRef {
         (matches!(group, "" | "core") && kind == "Service")
             .then(|| ObjectKey::new(namespace, &self.name))
     }
+
+    /// The Gateway that it names; `namespace` is the route's.
+    pub fn gateway(&self, namespace: &str) -> Option<ObjectKey> {
+        let group = self.group.as_deref().unwrap_or(GROUP);
+        let kind = self.kind.as_deref().unwrap_or("Gateway");
+        let namespace = self.namespace.as_deref().unwrap_or(namespace);
+        (group == GROUP && kind == "Gateway").then(|| ObjectKey::new(namespace, &self.name))
+    }
 }
 
 /// A header or query parameter.

@@ -1,4 +1,5 @@
-//! `ReferenceGrant`: which routes of other namespaces may lead to a namespace's services.
+//! `ReferenceGrant`: which routes of other namespaces may lead to a namespace's services, and which Gateways may have
+//! its certificates.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,16 @@ impl ObjectSet {
         let only_parent = !parents.is_empty()
             && (parents.iter())
                 .all(|parent| parent.service(namespace).is_some_and(|of| of == *service));
-        if service.namespace == namespace || only_parent {
+        if only_parent {
+            return true;
+        }
+        self.is_granted(kind, namespace, "Service", service)
+    }
+
+    /// Whether objects of a kind of the Gateway API in this namespace may refer to an object of a kind of the core group: it is
+    /// of the same namespace, or a grant says so.
+    pub fn is_granted(&self, kind: &str, namespace: &str, of: &str, object: &ObjectKey) -> bool {
+        if object.namespace == namespace {
             return true;
         }
         let from = |from: &Grantee| {
@@ -79,12 +89,11 @@ impl ObjectSet {
         };
         let to = |to: &Target| {
             let named = to.name.as_deref().filter(|name| !name.is_empty());
-            (&*to.group, &*to.kind) == ("", "Service")
-                && named.is_none_or(|name| name == service.name)
+            (&*to.group, &*to.kind) == ("", of) && named.is_none_or(|name| name == object.name)
         };
         let mut grants = self.reference_grants.iter();
         grants.any(|(key, grant)| {
-            key.namespace == service.namespace
+            key.namespace == object.namespace
                 && grant.spec.from.iter().any(from)
                 && grant.spec.to.iter().any(to)
         })

@@ -55,7 +55,8 @@ pub struct AuthorizationPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
     /// Objects that it is attached to; not together with `selector`. A `Service` stands for the
-    /// pods behind it, and each rule then covers the ports that the service leads to.
+    /// pods behind it, and each rule then covers the ports that the service leads to. A `Gateway` of class
+    /// `seine` stands for what comes in at its listeners.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     /// The policy matches if any rule does; without rules it matches nothing, so that an `Allow`
@@ -80,10 +81,10 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group; empty for the core group.
+    /// API group; empty for the core group, `gateway.networking.k8s.io` for a Gateway.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
-    /// `Service`; others are accepted and reported as not resolved.
+    /// `Service` or `Gateway`; others are accepted and reported as not resolved.
     #[schemars(length(min = 1))]
     pub kind: String,
     /// The object's name.
@@ -182,7 +183,7 @@ pub struct ClaimMatch {
 
 /// What a connection or request is for. Every field that is set must hold.
 ///
-/// The fields below the ports need a waypoint, to which the Service in `targetRefs` is bound. Anywhere else an
+/// The fields below the ports need a waypoint, to which the Service in `targetRefs` is bound, or a Gateway there. Anywhere else an
 /// `Allow` rule with such a field allows nothing, and a `Deny` rule with one denies as if the field were not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

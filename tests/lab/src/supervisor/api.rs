@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Secret, Service};
 use serde_json::{Value, json};
 
 use super::Supervisor;
@@ -92,8 +93,12 @@ impl Supervisor {
                 Some(_) => "configured",
             };
             lines.push(format!("{key} {line}"));
-            // Of secrets nothing is written down, and pods are written with their status.
-            if !matches!(key.kind.as_str(), "Secret" | "Pod") {
+            // Of secrets the certificates alone, for Gateways, are written down, and pods are written with their status.
+            let is_written = match key.kind.as_str() {
+                "Secret" => object["type"] == "kubernetes.io/tls",
+                kind => kind != "Pod",
+            };
+            if is_written {
                 self.directory.put(&key, &object)?;
             }
             self.world.insert(key, object);
@@ -117,6 +122,13 @@ impl Supervisor {
             self.allocator.complete(key, &mut service)?;
             *object = serde_json::to_value(&service).context("a service serialises")?;
             self.services.insert(key.clone(), service);
+        }
+        if key.kind == "Secret" {
+            let mut secret: Secret = typed(key, object)?;
+            let texts = secret.string_data.take().unwrap_or_default().into_iter();
+            let texts = texts.map(|(name, text)| (name, ByteString(text.into_bytes())));
+            secret.data.get_or_insert_default().extend(texts);
+            *object = serde_json::to_value(&secret).context("a secret serialises")?;
         }
         Ok(())
     }

@@ -1,0 +1,121 @@
+//! One listener, parsed from the wire.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use seine_proto::waypoint as wire;
+use seine_proto::waypoint::listener::Protocol as WireProtocol;
+use seine_workload::ServiceKey;
+
+use super::hosts::Hosts;
+
+/// Where a Gateway takes connections from outside the mesh.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// `namespace/gateway/listener`.
+    pub name: String,
+    /// The Gateway's own service.
+    pub service: ServiceKey,
+    /// The port.
+    pub port: u16,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Whose requests it takes.
+    pub hosts: Hosts,
+    /// How many proxies before this one are believed what they say of the client.
+    pub trusted_proxies: usize,
+}
+
+/// What is spoken at a listener.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// HTTP.
+    Http,
+    /// HTTP in TLS, which ends here.
+    Https(Arc<ServerConfig>),
+}
+
+impl Listener {
+    /// Reads one; `name` is that of its resource.
+    pub fn parse(name: &str, message: &wire::Listener) -> Result<Self, String> {
+        let port = u16::try_from(message.port).ok().filter(|port| *port > 0);
+        let protocol = match message.protocol() {
+            WireProtocol::Http => Protocol::Http,
+            WireProtocol::Https => Protocol::Https(tls(&message.certificates)?),
+            other => return Err(format!("protocol: {other:?} is not known here")),
+        };
+        Ok(Self {
+            name: name.into(),
+            service: ServiceKey {
+                namespace: message.namespace.as_str().into(),
+                hostname: message.service.to_ascii_lowercase().into(),
+            },
+            port: port.ok_or_else(|| format!("port: {} is none", message.port))?,
+            protocol,
+            hosts: Hosts::parse(&message.hostname).map_err(|error| format!("hostname: {error}"))?,
+            trusted_proxies: message.trusted_proxies as usize,
+        })
+    }
+}
+
+/// Of clients outside the mesh: TLS 1.2 too. Tickets are of this configuration alone, so that no session of one listener, or
+/// of an earlier certificate, is resumed at another.
+fn tls(certificates: &[wire::Certificate]) -> Result<Arc<ServerConfig>, String> {
+    let provider = Arc::new(CryptoProvider {
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+            kx_group::SECP384R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    });
+    let certificates = certificates.iter();
+    let certificates = certificates
+        .enumerate()
+        .map(|(index, one)| {
+            certified(one, &provider).map_err(|why| format!("certificates[{index}]: {why}"))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if certificates.is_empty() {
+        return Err("certificates: none".into());
+    }
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Certificates(certificates)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new().map_err(|error| error.to_string())?;
+    Ok(Arc::new(config))
+}
+
+fn certified(
+    message: &wire::Certificate,
+    provider: &CryptoProvider,
+) -> Result<Arc<CertifiedKey>, String> {
+    let chain = message.chain.iter().cloned();
+    let chain = chain.map(CertificateDer::from).collect();
+    let key = PrivateKeyDer::try_from(message.key.clone())?;
+    let certified =
+        CertifiedKey::from_der(chain, key, provider).map_err(|error| error.to_string())?;
+    Ok(Arc::new(certified))
+}
+
+/// The first that the client can verify the signatures of.
+#[derive(Debug)]
+struct Certificates(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let schemes = hello.signature_schemes();
+        let mut known = self.0.iter();
+        let known = known.find(|one| one.key.choose_scheme(schemes).is_some());
+        known.or(self.0.first()).cloned()
+    }
+}
