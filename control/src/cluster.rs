@@ -136,11 +136,12 @@ impl std::fmt::Debug for Cluster {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use seine_kubernetes::{KubernetesSource, Scope};
-    use seine_objects::ObjectKey;
-    use serde_json::json;
+    use seine_objects::{ObjectKey, ObjectSet};
+    use serde_json::{Value, json};
 
     use crate::fake_api::FakeApi;
 
@@ -160,6 +161,63 @@ mod tests {
                 "status": {"conditions": [{"type": "Established", "status": "True"}]},
             }),
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_secrets_that_gateways_name_are_read_by_their_names_and_anew() {
+        let api = FakeApi::default();
+        let secret = |key: &str| {
+            json!({
+                "apiVersion": "v1", "kind": "Secret", "metadata": {}, "type": "kubernetes.io/tls",
+                "data": {"tls.crt": "Yw==", "tls.key": key},
+            })
+        };
+        let path =
+            |namespace: &str, name: &str| format!("/api/v1/namespaces/{namespace}/secrets/{name}");
+        for (namespace, name) in [("shop", "named"), ("shop", "other"), ("team", "named")] {
+            api.put(&path(namespace, name), secret("a2V5"));
+        }
+        let listener = |namespace: &str, name: &str| {
+            json!({
+                "name": "a", "port": 443, "protocol": "HTTPS",
+                "tls": {"certificateRefs": [{"namespace": namespace, "name": name}]},
+            })
+        };
+        let gateway = |class: &str, listeners: Value| {
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {},
+                "spec": {"gatewayClassName": class, "listeners": listeners},
+            })
+        };
+        let gateways = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways";
+        let ours = json!([
+            listener("shop", "named"),
+            listener("shop", "gone"),
+            listener("team", "named")
+        ]);
+        api.put(&format!("{gateways}/ours"), gateway("seine", ours));
+        let others = json!([listener("shop", "other")]);
+        api.put(&format!("{gateways}/others"), gateway("other", others));
+        let source = KubernetesSource::start(api.client(), Scope::Cluster { istio: false }).await;
+        // The very first set has them, and of another namespace none that no grant admits.
+        let key = ObjectKey::new("shop", "named");
+        let first = source.objects();
+        let names: Vec<_> = first.secrets.keys().collect();
+        assert_eq!(names, [&key]);
+        assert_eq!(first.secrets[&key].pair().unwrap().1, b"key");
+
+        let mut objects = source.subscribe();
+        api.put(&path("shop", "named"), secret("bmV3"));
+        let is_new = |set: &Arc<ObjectSet>| {
+            let found = set.secrets.get(&key);
+            found.is_some_and(|secret| secret.pair().unwrap().1 == b"new")
+        };
+        let wait = Duration::from_secs(30);
+        let changed = tokio::time::timeout(wait, objects.wait_for(is_new)).await;
+        drop(changed.unwrap().unwrap());
+        api.delete(&path("shop", "named"));
+        let gone = objects.wait_for(|set| set.secrets.is_empty());
+        drop(tokio::time::timeout(wait, gone).await.unwrap().unwrap());
     }
 
     #[tokio::test(start_paused = true)]

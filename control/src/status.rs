@@ -4,6 +4,7 @@
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
 pub mod gateway;
+pub mod ingress;
 pub mod route;
 
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use seine_kubernetes::resource;
-use seine_objects::gateway::{CONTROLLER, GROUP, VERSION, WAYPOINT_CLASS};
+use seine_objects::gateway::{CONTROLLER, GROUP, VERSION};
 use seine_objects::{EnrolmentSettings, Kind, ObjectKey};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use super::waypoint::Made;
 use super::writer::apply;
 use crate::model::Model;
 use crate::status::gateway::{class_status, gateway_status};
+use crate::status::ingress::ingress_status;
 use crate::status::route::{Route, parent_statuses};
 
 /// Changes are gathered for so long; what failed is tried again after it.
@@ -168,13 +169,21 @@ impl Told {
             |generation: Option<i64>| generation.unwrap_or_default() >= object.generation;
         match self {
             Self::Class => {
-                let ours = key.name == WAYPOINT_CLASS && object.controller == CONTROLLER;
-                ours.then(|| class_status(Some(object.generation)))
+                let ours = object.controller == CONTROLLER;
+                ours.then(|| class_status(&key.name, Some(object.generation)))?
             }
             Self::Gateway => {
                 let gateway = objects.gateways.get(key)?;
-                let ours = gateway.is_waypoint() && is_current(gateway.metadata.generation);
-                ours.then(|| gateway_status(objects, key, gateway, made.get(key)))
+                let outcome = made.get(key);
+                match is_current(gateway.metadata.generation) {
+                    true if gateway.is_waypoint() => {
+                        Some(gateway_status(objects, key, gateway, outcome))
+                    }
+                    true if gateway.is_ingress() => {
+                        Some(ingress_status(objects, key, gateway, outcome))
+                    }
+                    _ => None,
+                }
             }
             Self::Route(kind) => {
                 let route = Route::find(objects, kind, key)?;

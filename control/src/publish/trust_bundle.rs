@@ -153,7 +153,7 @@ fn wanted(objects: &ObjectSet, options: &BundleOptions) -> BTreeSet<String> {
         .map(|(key, _)| key.name.clone())
         .collect();
     let waypoints = objects.gateways.iter();
-    let waypoints = waypoints.filter(|(_, gateway)| gateway.is_waypoint());
+    let waypoints = waypoints.filter(|(_, gateway)| gateway.is_waypoint() || gateway.is_ingress());
     wanted.extend(waypoints.map(|(key, _)| key.namespace.clone()));
     wanted.insert(options.system_namespace.clone());
     wanted

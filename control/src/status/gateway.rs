@@ -1,11 +1,48 @@
 //! What the Gateway API wants said of a waypoint's GatewayClass and Gateway. Pure.
 
-use seine_objects::gateway::{GATEWAY_NAME_LABEL, Gateway, Listener, WAYPOINT_PORT};
+use seine_objects::gateway::{
+    GATEWAY_NAME_LABEL, Gateway, INGRESS_CLASS, Listener, WAYPOINT_CLASS, WAYPOINT_PORT,
+};
 use seine_objects::{ObjectKey, ObjectSet, pods};
 use serde_json::{Value, json};
 
 use super::{Condition, condition};
 use crate::publish::waypoint::Outcome;
+
+/// The features of the Gateway API that Gateways of class `seine` have, by their names there, sorted.
+pub const INGRESS_FEATURES: &[&str] = &[
+    "GRPCRoute",
+    "Gateway",
+    "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
+    "GatewayInfrastructure",
+    "GatewayPort8080",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetry",
+    "HTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+];
 
 /// The features of the Gateway API that waypoints have, by their names there, sorted.
 pub const FEATURES: &[&str] = &[
@@ -50,13 +87,21 @@ pub const FEATURES: &[&str] = &[
 /// Protocol of a waypoint's listener.
 const HBONE: &str = "HBONE";
 
-/// The status of our GatewayClass.
-pub fn class_status(generation: Option<i64>) -> Value {
-    let message = "Seine makes waypoints of its Gateways".to_owned();
-    json!({
-        "conditions": [condition("Accepted", true, "Accepted", message, generation)],
-        "supportedFeatures": FEATURES.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
-    })
+/// The status of a GatewayClass of ours; `None`: there is none of that name.
+pub fn class_status(name: &str, generation: Option<i64>) -> Option<Value> {
+    let (features, message) = match name {
+        WAYPOINT_CLASS => (FEATURES, "Seine makes waypoints of its Gateways"),
+        INGRESS_CLASS => (
+            INGRESS_FEATURES,
+            "Seine lets connections into the mesh at its Gateways",
+        ),
+        _ => return None,
+    };
+    let accepted = condition("Accepted", true, "Accepted", message.to_owned(), generation);
+    Some(json!({
+        "conditions": [accepted],
+        "supportedFeatures": features.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
+    }))
 }
 
 /// The status of a waypoint. `outcome`: what became of its objects, where that is known.
@@ -136,6 +181,7 @@ fn wrong_listener(listener: &Listener) -> Option<(&'static str, String)> {
         name,
         port,
         protocol,
+        ..
     } = listener;
     if protocol != HBONE {
         let why = format!("listener {name}: a waypoint speaks {HBONE}, not {protocol}");
@@ -193,7 +239,7 @@ fn addresses(objects: &ObjectSet, key: &ObjectKey) -> Vec<Value> {
         .collect()
 }
 
-fn ready_pods(objects: &ObjectSet, key: &ObjectKey) -> usize {
+pub(super) fn ready_pods(objects: &ObjectSet, key: &ObjectKey) -> usize {
     let of_namespace = objects
         .pods
         .range(ObjectKey::new(&key.namespace, "")..)
@@ -342,6 +388,6 @@ status: {phase: Running, podIP: 10.1.0.2, conditions: [{type: Ready, status: \"T
 
     #[test]
     fn features_are_sorted_as_the_api_wants_them() {
-        assert!(FEATURES.is_sorted());
+        assert!(FEATURES.is_sorted() && INGRESS_FEATURES.is_sorted());
     }
 }

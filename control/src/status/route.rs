@@ -11,6 +11,7 @@ use seine_objects::{EnrolmentSettings, Kind, ObjectKey, ObjectSet, enrolment};
 use serde_json::{Value, json};
 
 use super::condition;
+use crate::translate::ingress::{self, Because, Candidate};
 use crate::translate::{Unresolved, unresolved};
 
 type Verdict = (bool, &'static str, String);
@@ -22,24 +23,37 @@ pub struct Route<'a> {
     key: &'a ObjectKey,
     metadata: &'a ObjectMeta,
     parents: &'a [ParentRef],
+    hostnames: &'a [String],
     backends: Vec<&'a BackendRef>,
 }
 
 impl<'a> Route<'a> {
     /// The route of this kind and key, if there is one.
     pub fn find(objects: &'a ObjectSet, kind: Kind, key: &'a ObjectKey) -> Option<Self> {
-        let (metadata, parents, backends) = match kind {
+        let (metadata, parents, hostnames, backends) = match kind {
             Kind::HttpRoute => {
                 let route = objects.http_routes.get(key)?;
                 let rules = route.spec.rules.iter();
                 let rules = rules.map(|rule| (&*rule.filters, &*rule.backend_refs));
-                (&route.metadata, &route.spec.parent_refs, backends(rules))
+                let spec = &route.spec;
+                (
+                    &route.metadata,
+                    &spec.parent_refs,
+                    &spec.hostnames,
+                    backends(rules),
+                )
             }
             Kind::GrpcRoute => {
                 let route = objects.grpc_routes.get(key)?;
                 let rules = route.spec.rules.iter();
                 let rules = rules.map(|rule| (&*rule.filters, &*rule.backend_refs));
-                (&route.metadata, &route.spec.parent_refs, backends(rules))
+                let spec = &route.spec;
+                (
+                    &route.metadata,
+                    &spec.parent_refs,
+                    &spec.hostnames,
+                    backends(rules),
+                )
             }
             _ => return None,
         };
@@ -48,6 +62,7 @@ impl<'a> Route<'a> {
             key,
             metadata,
             parents,
+            hostnames,
             backends,
         })
     }
@@ -87,7 +102,7 @@ pub fn parent_statuses(
     let generation = route.generation();
     let mut found = Vec::new();
     for parent in route.parents {
-        let Some(accepted) = accepted(objects, settings, route.key, parent) else {
+        let Some(accepted) = accepted(objects, settings, route, parent) else {
             continue;
         };
         let (accepts, reason, message) = match accepted {
@@ -111,9 +126,24 @@ pub fn parent_statuses(
 fn accepted(
     objects: &ObjectSet,
     settings: &EnrolmentSettings,
-    key: &ObjectKey,
+    route: &Route<'_>,
     parent: &ParentRef,
 ) -> Option<Verdict> {
+    let key = route.key;
+    let candidate = Candidate {
+        kind: route.kind,
+        key,
+        hostnames: route.hostnames,
+    };
+    if let Some((gateway, attached)) = ingress::attach(objects, &candidate, parent) {
+        return Some(match attached {
+            Ok(_) => {
+                let message = format!("it is attached to Gateway {gateway}");
+                (true, "Accepted", message)
+            }
+            Err(Because { reason, message }) => (false, reason, message),
+        });
+    }
     let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
     let parent_key = ObjectKey::new(namespace, &parent.name);
     let group = parent.group.as_deref().unwrap_or(gateway::GROUP);
@@ -230,6 +260,11 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: others, namespace: shop}
 spec: {gatewayClassName: other, listeners: []}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: in, namespace: shop}
+spec: {gatewayClassName: seine, listeners: [{name: web, port: 80, protocol: HTTP}]}
 ";
 
     fn said(parent: Value, backend: Value, refused: &[String]) -> Option<[String; 2]> {
@@ -295,6 +330,11 @@ spec: {gatewayClassName: other, listeners: []}
             (with("namespace", json!("outside")), None),
             (json!({"name": "wp"}), Some("False NotAllowedByListeners")),
             (json!({"name": "others"}), None),
+            (json!({"name": "in", "port": 80}), Some("True Accepted")),
+            (
+                json!({"name": "in", "port": 81}),
+                Some("False NoMatchingParent"),
+            ),
             (json!({"name": "gone"}), None),
         ] {
             assert_eq!(accepted(parent.clone()).as_deref(), expected, "{parent}");

@@ -8,6 +8,8 @@
 //!   is away or because the object became invalid.
 //! - A list that repeats what is known publishes nothing.
 //!
+//! Secrets are apart: `secrets` reads those alone that Gateways name.
+//!
 //! [`DirectorySource`]: seine_objects::DirectorySource
 
 #![forbid(unsafe_code)]
@@ -15,6 +17,7 @@
 mod connect;
 mod gather;
 mod scope;
+mod secrets;
 mod source;
 mod watch;
 
@@ -62,6 +65,11 @@ impl KubernetesSource {
         let (problems_out, problems) = latest::channel(Arc::default());
         let gathering = gather::Gathering::new(&kinds);
         tasks.spawn(gathering.run(reported, objects_out, problems_out));
+        if matches!(scope, Scope::Cluster { .. }) {
+            let (complete, all) = latest::channel(Arc::default());
+            tasks.spawn(secrets::add(client, objects, complete));
+            objects = all;
+        }
         // The gathering task lives as long as this does.
         let _ = objects.changed().await;
         Self {

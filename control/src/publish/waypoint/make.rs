@@ -1,6 +1,6 @@
-//! Has the API server have the objects of waypoints: the leader's task.
+//! Has the API server have the objects of Gateways, waypoints and ways into the mesh: the leader's task.
 //!
-//! Objects that carry a waypoint's labels are watched, and put right when they are not what they should be. An object
+//! Objects that carry our label are watched, and put right when they are not what they should be. An object
 //! of the same name that does not belong to the Gateway stays as it is, and then the waypoint gets nothing at all: half
 //! of it under somebody else's account would be worse than none.
 
@@ -17,16 +17,17 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use seine_objects::gateway::{Gateway, WAYPOINT_CLASS};
+use seine_objects::gateway::Gateway;
 use seine_objects::{ObjectKey, ObjectSet};
 use serde_json::Value;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::objects::{CLASS_LABEL, Template, objects};
+use super::objects::{Template, objects};
 use crate::model::Model;
 use crate::publish::compare::contains;
 use crate::publish::watched::Watched;
+use crate::publish::{FIELD_MANAGER, MANAGED_BY};
 
 /// Who we are to server-side apply, of these objects.
 const MANAGER: &str = "seine-control-waypoint";
@@ -59,7 +60,7 @@ pub async fn make(
 ) {
     let watches = KINDS.iter().enumerate().map(|(index, kind)| {
         let objects = Api::<DynamicObject>::all_with(client.clone(), &kind());
-        let config = watcher::Config::default().labels(&format!("{CLASS_LABEL}={WAYPOINT_CLASS}"));
+        let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={FIELD_MANAGER}"));
         let events = watcher(objects, config).default_backoff();
         events.map(move |event| (index, event)).boxed()
     });
@@ -122,12 +123,13 @@ const KINDS: [fn() -> ApiResource; 5] = [
     || ApiResource::erase::<PodDisruptionBudget>(&()),
 ];
 
-/// Waypoints that are not about to go.
+/// Gateways of ours that are not about to go.
 fn waypoints(objects: &ObjectSet) -> impl Iterator<Item = (&ObjectKey, &Arc<Gateway>)> {
     objects.gateways.iter().filter(|(key, gateway)| {
         let namespace = objects.namespace(&key.namespace);
         let going = namespace.is_none_or(|found| found.metadata.deletion_timestamp.is_some());
-        gateway.is_waypoint() && gateway.metadata.deletion_timestamp.is_none() && !going
+        let ours = gateway.is_waypoint() || gateway.is_ingress();
+        ours && gateway.metadata.deletion_timestamp.is_none() && !going
     })
 }
 

@@ -1,19 +1,18 @@
-//! The objects of a waypoint, as they should be. Pure.
+//! The objects of a Gateway of ours, as they should be: of a waypoint, or of one that takes connections from outside. Pure.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use seine_objects::ObjectKey;
-use seine_objects::gateway::{
-    GATEWAY_NAME_LABEL, Gateway, Infrastructure, WAYPOINT_CLASS, WAYPOINT_PORT,
-};
+use seine_objects::gateway::{GATEWAY_NAME_LABEL, Gateway, Infrastructure, WAYPOINT_PORT};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::publish::{FIELD_MANAGER, MANAGED_BY};
+use crate::translate::ingress;
 
 /// The label with the class of the Gateway that an object belongs to.
-pub(super) const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-name";
+const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-name";
 
 /// Annotations of `spec.infrastructure` that say how big a waypoint is, beside those of `RESOURCES`.
 const MIN_REPLICAS: &str = "seine.dev/min-replicas";
@@ -97,7 +96,7 @@ impl Template {
     }
 }
 
-/// The objects of a waypoint, in the order in which they need each other.
+/// The objects of a Gateway, in the order in which they need each other.
 ///
 /// # Errors
 ///
@@ -119,11 +118,13 @@ pub fn objects(
         });
     }
     let (min, max) = replicas(&infrastructure.annotations, template)?;
+    let service = service(gateway)?;
     let selector = json!({GATEWAY_NAME_LABEL: key.name});
     let mut labels: BTreeMap<_, _> = infrastructure.labels.clone();
     // After the user's: by these the objects are found.
     labels.insert(GATEWAY_NAME_LABEL.into(), key.name.clone());
-    labels.insert(CLASS_LABEL.into(), WAYPOINT_CLASS.into());
+    let class = &gateway.spec.gateway_class_name;
+    labels.insert(CLASS_LABEL.into(), class.clone());
     labels.insert(MANAGED_BY.into(), FIELD_MANAGER.into());
     let metadata = json!({
         "name": key.name,
@@ -135,22 +136,19 @@ pub fn objects(
             "uid": gateway.metadata.uid, "controller": true,
         }],
     });
-    let pod = pod(key, &labels, infrastructure, &template.pod)?;
+    let mut pod = pod(key, &labels, infrastructure, &template.pod)?;
+    if gateway.is_ingress() {
+        take_from_outside(&mut pod);
+    }
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service,
+    });
+    service["spec"]["selector"] = selector.clone();
     Ok(vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata,
             // The pod has a token for the control plane, and calls no API server.
             "automountServiceAccountToken": false}),
-        json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-            "spec": {
-                "selector": selector,
-                "ipFamilyPolicy": "PreferDualStack",
-                "ports": [{
-                    "name": "hbone", "port": WAYPOINT_PORT, "targetPort": WAYPOINT_PORT,
-                    "protocol": "TCP", "appProtocol": "kubernetes.io/hbone",
-                }],
-            },
-        }),
+        service,
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
             // No replicas: they are the autoscaler's.
@@ -183,6 +181,51 @@ pub fn objects(
             },
         }),
     ])
+}
+
+/// What its Service is, but for whom it selects.
+fn service(gateway: &Gateway) -> Result<Value, BadParameter> {
+    if !gateway.is_ingress() {
+        return Ok(json!({
+            "ipFamilyPolicy": "PreferDualStack",
+            "ports": [{
+                "name": "hbone", "port": WAYPOINT_PORT, "targetPort": WAYPOINT_PORT,
+                "protocol": "TCP", "appProtocol": "kubernetes.io/hbone",
+            }],
+        }));
+    }
+    let ports = ingress::ports(gateway);
+    if ports.is_empty() {
+        return Err(BadParameter {
+            field: "spec.listeners".into(),
+            message: "none of them can be served".into(),
+        });
+    }
+    let ports = ports.into_iter().map(|port| {
+        json!({"name": format!("port-{port}"), "port": port, "targetPort": port, "protocol": "TCP"})
+    });
+    Ok(json!({
+        "type": "LoadBalancer",
+        "ipFamilyPolicy": "PreferDualStack",
+        "ports": ports.collect::<Vec<_>>(),
+    }))
+}
+
+/// The listeners' ports are no part of the pod, so that it isn't made anew when one comes. It may open low ones without being
+/// root, in its own network namespace (a sysctl that Kubernetes holds to be safe).
+fn take_from_outside(pod: &mut Value) {
+    let spec = &mut pod["spec"];
+    let low_ports = json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]);
+    spec["securityContext"]["sysctls"] = low_ports;
+    let container = &mut spec["containers"][0];
+    if let Some(ports) = container["ports"].as_array_mut() {
+        ports.retain(|port| port["containerPort"] != WAYPOINT_PORT);
+    }
+    let ingress = json!({"name": "SEINE_INGRESS", "value": "true"});
+    match container["env"].as_array_mut() {
+        Some(env) => env.push(ingress),
+        None => container["env"] = json!([ingress]),
+    }
 }
 
 fn replicas(
@@ -364,6 +407,55 @@ mod tests {
         assert_eq!(pod["metadata"]["labels"]["seine.dev/mesh"], "disabled");
         assert_eq!(pod["spec"]["serviceAccountName"], "wp");
         assert!(made[2]["spec"].get("replicas").is_none());
+    }
+
+    #[test]
+    fn a_way_into_the_mesh_has_a_load_balancer_with_its_listeners_ports_and_may_open_low_ones() {
+        let ingress = |listeners: Value| {
+            let mut gateway = gateway(json!({}));
+            gateway.spec.gateway_class_name = "seine".into();
+            gateway.spec.listeners = serde_json::from_value(listeners).unwrap();
+            let mut template = template();
+            template.pod["spec"]["containers"][0]["ports"] = json!([{"name": "hbone", "containerPort": 15008}, {"name": "metrics", "containerPort": 15020}]);
+            objects(&ObjectKey::new("shop", "wp"), &gateway, &template)
+        };
+        let listener = |port: u16, protocol: &str| json!({"name": format!("{protocol}{port}"), "port": port, "protocol": protocol});
+        let all = json!([
+            listener(443, "HTTPS"),
+            listener(80, "HTTP"),
+            listener(81, "TCP")
+        ]);
+        let made = ingress(all).unwrap();
+        let service = &made[1]["spec"];
+        assert_eq!(service["type"], "LoadBalancer");
+        let ports = service["ports"].as_array().unwrap().iter();
+        let ports: Vec<_> = ports
+            .map(|port| (&port["port"], &port["targetPort"]))
+            .collect();
+        assert_eq!(
+            ports,
+            [(&json!(80), &json!(80)), (&json!(443), &json!(443))]
+        );
+        assert_eq!(
+            service["selector"],
+            made[2]["spec"]["selector"]["matchLabels"]
+        );
+        assert_eq!(made[0]["metadata"]["labels"][CLASS_LABEL], "seine");
+        let pod = &made[2]["spec"]["template"]["spec"];
+        assert_eq!(
+            pod["securityContext"]["sysctls"][0]["name"],
+            "net.ipv4.ip_unprivileged_port_start"
+        );
+        assert_eq!(
+            pod["containers"][0]["env"],
+            json!([{"name": "SEINE_INGRESS", "value": "true"}])
+        );
+        assert_eq!(
+            pod["containers"][0]["ports"],
+            json!([{"name": "metrics", "containerPort": 15020}])
+        );
+        let none = ingress(json!([listener(81, "TCP")])).unwrap_err();
+        assert_eq!(none.field, "spec.listeners");
     }
 
     #[test]
