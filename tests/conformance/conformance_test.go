@@ -49,6 +49,69 @@ var supported = []features.FeatureName{
 	features.SupportHTTPRouteResponseHeaderModification,
 }
 
+// What docs/INGRESS.md says that Gateways of class seine do.
+var ingress = []features.FeatureName{
+	features.SupportGateway,
+	features.SupportHTTPRoute,
+	features.SupportGRPCRoute,
+	features.SupportReferenceGrant,
+
+	features.SupportGatewayHTTPListenerIsolation,
+	features.SupportGatewayHTTPSListenerDetectMisdirectedRequests,
+	features.SupportGatewayInfrastructure,
+	features.SupportGatewayPort8080,
+
+	features.SupportHTTPRoute303RedirectStatusCode,
+	features.SupportHTTPRoute307RedirectStatusCode,
+	features.SupportHTTPRoute308RedirectStatusCode,
+	features.SupportHTTPRouteBackendProtocolH2C,
+	features.SupportHTTPRouteBackendProtocolWebSocket,
+	features.SupportHTTPRouteBackendRequestHeaderModification,
+	features.SupportHTTPRouteBackendTimeout,
+	features.SupportHTTPRouteCORS,
+	features.SupportHTTPRouteHostRewrite,
+	features.SupportHTTPRouteMethodMatching,
+	features.SupportHTTPRouteNamedRouteRule,
+	features.SupportHTTPRouteParentRefPort,
+	features.SupportHTTPRoutePathRedirect,
+	features.SupportHTTPRoutePathRewrite,
+	features.SupportHTTPRoutePortRedirect,
+	features.SupportHTTPRouteQueryParamMatching,
+	features.SupportHTTPRouteRequestMirror,
+	features.SupportHTTPRouteRequestMultipleMirrors,
+	features.SupportHTTPRouteRequestPercentageMirror,
+	features.SupportHTTPRouteRequestTimeout,
+	features.SupportHTTPRouteResponseHeaderModification,
+	features.SupportHTTPRouteRetry,
+	features.SupportHTTPRouteSchemeRedirect,
+}
+
+// TestIngress has no control without a mesh: without one no Gateway has an address.
+func TestIngress(t *testing.T) {
+	options := conformance.DefaultOptions(t)
+	options.GatewayClassName = "seine"
+	options.ConformanceProfiles = []suite.ConformanceProfileName{
+		suite.GatewayHTTPConformanceProfileName,
+		suite.GatewayGRPCConformanceProfileName,
+	}
+	options.SupportedFeatures = ingress
+	options.Implementation = implementation()
+	// Its backends are in the mesh, so that the way to them is a tunnel.
+	options.NamespaceLabels = map[string]string{"seine.dev/mesh": "enabled"}
+	options.Hook = record(t)
+	conformance.RunConformanceWithOptions(t, options)
+}
+
+func implementation() confv1.Implementation {
+	return confv1.Implementation{
+		Organization: "seine",
+		Project:      "seine",
+		URL:          "https://seine.dev",
+		Version:      *version,
+		Contact:      []string{"https://seine.dev"},
+	}
+}
+
 func TestMesh(t *testing.T) {
 	options := conformance.DefaultOptions(t)
 	options.ConformanceProfiles = []suite.ConformanceProfileName{
@@ -56,13 +119,7 @@ func TestMesh(t *testing.T) {
 		suite.MeshGRPCConformanceProfileName,
 	}
 	options.SupportedFeatures = supported
-	options.Implementation = confv1.Implementation{
-		Organization: "seine",
-		Project:      "seine",
-		URL:          "https://seine.dev",
-		Version:      *version,
-		Contact:      []string{"https://seine.dev"},
-	}
+	options.Implementation = implementation()
 	// Without a mesh, of the suite's three right answers in a row some come by luck.
 	options.TimeoutConfig.RequiredConsecutiveSuccesses = 20
 	if *control {

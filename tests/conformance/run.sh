@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The Gateway API's conformance suite against the mesh, on a real cluster of two nodes: the profiles MESH-HTTP and
-# MESH-GRPC. Before the mesh is installed the same tests run without it, as a control: those that need a mesh must fail.
+# MESH-GRPC, then GATEWAY-HTTP and GATEWAY-GRPC. Before the mesh is installed the tests of the mesh run without it, as a
+# control: those that need a mesh must fail.
 #
-#   tests/conformance/run.sh             all of it; writes the report, docs/conformance/mesh.yaml
-#   tests/conformance/run.sh TEST        one test of the suite with the mesh, as MeshHTTPRouteMatching; no control, no report
+#   tests/conformance/run.sh             all of it; writes the reports, docs/conformance/mesh.yaml and ingress.yaml
+#   tests/conformance/run.sh mesh        the profiles of the mesh alone; no control, no report
+#   tests/conformance/run.sh ingress     those of Gateways alone; no control, no report
+#   tests/conformance/run.sh TEST        one test of the suite, as MeshHTTPRouteMatching; no control, no report
 #
 # environment:
 #   KUBEBUILDER_ASSETS  folder with Kubernetes' programs; what is not there is built
@@ -22,6 +25,14 @@ readonly NAMESPACES=(gateway-conformance-mesh gateway-conformance-mesh-consumer)
 
 only=${1:-}
 [[ -z $only ]] || SEINE_CONTROL=skip
+# What is run: the suite's tests of the mesh, and those of Gateways.
+case $only in
+    '') parts=(mesh ingress) ;;
+    mesh | ingress) parts=("$only") only= ;;
+    Mesh*) parts=(mesh) ;;
+    *) parts=(ingress) ;;
+esac
+whole=$((${#parts[@]} == 2))
 control=${SEINE_CONTROL:-run}
 begun=$SECONDS
 out=$PWD/target/conformance
@@ -89,6 +100,8 @@ install_mesh() {
     cat >"$values" <<VALUES
 agent: {podsCgroup: "$cgroups/kubepods", kubeletCgroup: "$cgroups/kubelet"}
 ztunnel: {drainSeconds: 5}
+ingress: {readSecrets: true}
+waypoint: {drainSeconds: 1, resources: {requests: {cpu: 10m, memory: 16Mi, ephemeral-storage: 16Mi}}}
 VALUES
     cluster enter control-plane bash -euo pipefail -c '
         helm install seine-crds deploy/helm/seine-crds --namespace seine-system --create-namespace
@@ -96,6 +109,9 @@ VALUES
         helm install seine deploy/helm/seine --namespace seine-system --values "$1"
         kubectl -n seine-system rollout status deployment/seine-control daemonset/seine-agent daemonset/seine-ztunnel --timeout 3m
     ' install "$values" >"$out/install.log" 2>&1 || { cat "$out/install.log"; die "the mesh is not installed"; }
+}
+
+install_waypoints() {
     kubectl apply -f "$suite/waypoints.yaml" >>"$out/install.log"
     for namespace in "${NAMESPACES[@]}"; do
         kubectl -n "$namespace" wait --for=condition=Programmed --timeout 120s gateway/waypoint >>"$out/install.log" ||
@@ -103,14 +119,34 @@ VALUES
     done
 }
 
+# --- where there is no load balancer ------------------------------------------
+
+# Gives each Service of type LoadBalancer an address of the cluster's own network that nobody else has. kube-proxy takes what
+# comes for it on any node; the suite's way there is through the first.
+announce() {
+    local prefix node namespace service number=0
+    node=$(kubectl get nodes -o jsonpath='{.items[0].status.addresses[?(@.type=="InternalIP")].address}')
+    node=${node%% *}
+    prefix=${node%.*.*}.32
+    cluster enter control-plane ip route replace "$prefix.0/24" via "$node"
+    while sleep 0.5; do
+        while read -r namespace service; do
+            number=$((number % 250 + 1))
+            kubectl -n "$namespace" patch service "$service" --subresource status --type merge \
+                -p "{\"status\":{\"loadBalancer\":{\"ingress\":[{\"ip\":\"$prefix.$number\"}]}}}" || true
+        done < <(kubectl get services -A -o go-template='{{range .items}}{{if eq .spec.type "LoadBalancer"}}{{
+            if not .status.loadBalancer.ingress}}{{.metadata.namespace}} {{.metadata.name}}{{"\n"}}{{end}}{{end}}{{end}}' || true)
+    done >"$out/announcer.log" 2>&1
+}
+
 # --- a run ---------------------------------------------------------------------
 
-# run NAME ARGUMENT...: runs the suite where it reaches the API server; its results are in $out/NAME.results.
+# run NAME TEST ARGUMENT...: runs a Go test of the suite where it reaches the API server; its results are in $out/NAME.results.
 run() {
-    local which=$1
-    shift
+    local which=$1 test=$2
+    shift 2
     # -test.parallel: as many cases of a test wait at a time, whatever processors there are.
-    (cd "$suite" && cluster enter control-plane "$out/suite" -test.v -test.timeout 40m -test.parallel 8 \
+    (cd "$suite" && cluster enter control-plane "$out/suite" -test.v -test.run "^$test\$" -test.timeout 40m -test.parallel 8 \
         -cleanup-base-resources=false -results "$out/$which.results" -seine-version "$version" "$@") >"$out/$which.log" 2>&1
 }
 
@@ -121,6 +157,7 @@ tests() { # NAME RESULT: the tests that ended so
 # --- the story -----------------------------------------------------------------
 
 end() {
+    [[ -z ${announcer:-} ]] || kill "$announcer" 2>>"$out/cluster.log" || true
     if [[ ${SEINE_KEEP_CLUSTER:-} == 1 ]]; then
         read -rp "kept, until Enter: CLUSTER_DIR=$out/cluster $cluster kubectl --name $name get pods -A"
     fi
@@ -143,50 +180,69 @@ kubectl wait --for=condition=Established --timeout 60s crd --all >>"$out/crds.lo
 
 if [[ $control == run ]]; then
     say "control: the suite without a mesh, where what needs one fails (some 3 minutes)"
-    run control -control || true
+    run control TestMesh -control || true
 fi
 
 install_mesh
-if [[ -n $only ]]; then
-    say "$only"
-    report=(-run-test "$only")
-else
-    say "the suite"
-    report=(-report-output "$out/mesh.yaml")
-fi
-passed=0
-run mesh "${report[@]}" || passed=$?
+failed=0
+for part in "${parts[@]}"; do
+    arguments=(-report-output "$out/$part.yaml")
+    [[ -z $only ]] || arguments=(-run-test "$only")
+    say "the suite: ${only:-$part}"
+    case $part in
+        mesh)
+            install_waypoints
+            run mesh TestMesh "${arguments[@]}" || failed=1
+            ;;
+        ingress)
+            announce &
+            announcer=$!
+            run ingress TestIngress "${arguments[@]}" || failed=1
+            ;;
+    esac
+done
 for what in seine-control seine-agent seine-ztunnel; do
     kubectl -n seine-system logs --tail=-1 --prefix -l "app.kubernetes.io/name=$what" >"$out/$what.log" 2>&1 || true
 done
-for namespace in "${NAMESPACES[@]}"; do
-    kubectl -n "$namespace" logs --tail=-1 -l gateway.networking.k8s.io/gateway-name=waypoint \
-        >"$out/waypoint-$namespace.log" 2>&1 || true
+for class in seine-waypoint seine; do
+    kubectl get pods -A -l "gateway.networking.k8s.io/gateway-class-name=$class" --no-headers \
+        -o custom-columns=:metadata.namespace,:metadata.name | while read -r namespace pod; do
+        kubectl -n "$namespace" logs --tail=-1 "$pod"
+    done >"$out/$class.log" 2>&1 || true
 done
 
 # --- what came of it -----------------------------------------------------------
 
 bad=0
-printf '\n%-50s %-12s %s\n' TEST MESH 'WITHOUT MESH'
-while read -r result test; do
-    [[ $test == Mesh* ]] || continue
-    other=
-    [[ $control != run ]] || other=$(sed -n "s/ $test\$//p" "$out/control.results")
-    [[ -n $only && $test != "$only" ]] || printf '%-50s %-12s %s\n' "$test" "$result" "$other"
-done < <(sort -k 2 "$out/mesh.results")
+printf '\n%-60s %-12s %s\n' TEST RESULT 'WITHOUT MESH'
+for part in "${parts[@]}"; do
+    while read -r result test; do
+        [[ $test == Mesh* || $part == ingress ]] || continue
+        [[ $result != unsupported ]] || continue
+        other=
+        [[ $control != run || $part == ingress ]] || other=$(sed -n "s/ $test\$//p" "$out/control.results")
+        [[ -n $only && $test != "$only" ]] || printf '%-60s %-12s %s\n' "$test" "$result" "$other"
+    done < <(sort -k 2 "$out/$part.results")
+    if ((failed != 0)) || [[ -z $(tests "$part" passed) ]]; then
+        bad=1
+        say "not all tests of $part passed ($out/$part.log):" $(tests "$part" failed)
+        grep -aE '^ *--- FAIL|panic:' "$out/$part.log" | head -n 60 || true
+    fi
+done
 echo
-if ((passed != 0)) || [[ -z $(tests mesh passed) ]]; then
-    bad=1
-    say "not all tests passed with the mesh ($out/mesh.log):" $(tests mesh failed)
-    grep -aE '^ *--- FAIL|panic:' "$out/mesh.log" | head -n 60 || true
-fi
 if [[ $control == run ]]; then
     if [[ $(tests control passed) != "$WITHOUT_MESH" ]]; then
         bad=1
         say "without a mesh $WITHOUT_MESH alone should pass, and did:" $(tests control passed)
     fi
-    # The report is the suite's own; what did not pass is in it, too.
-    [[ ! -s $out/mesh.yaml ]] || install -D -m 644 "$out/mesh.yaml" docs/conformance/mesh.yaml
 fi
-say "$(tests mesh passed | wc -l) passed, $(tests mesh failed | wc -l) failed with the mesh; $((SECONDS - begun)) s in all"
+if ((whole)) && [[ $control == run ]]; then
+    # The reports are the suite's own; what did not pass is in them, too.
+    for part in "${parts[@]}"; do
+        [[ ! -s $out/$part.yaml ]] || install -D -m 644 "$out/$part.yaml" "docs/conformance/$part.yaml"
+    done
+fi
+for part in "${parts[@]}"; do
+    say "$part: $(tests "$part" passed | wc -l) passed, $(tests "$part" failed | wc -l) failed; $((SECONDS - begun)) s in all"
+done
 exit "$bad"
