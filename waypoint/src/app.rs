@@ -123,10 +123,11 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
     readiness.pending("configuration", "nothing has come from the control plane");
     readiness.pending("certificate", "it is asked for");
     let traffic = Arc::<Traffic>::default();
+    let store = Arc::new(Store::new(&config.network));
     let pool = Pool::new(hbone.clone());
     Ok(Arc::new(Shared {
         identity,
-        store: Arc::new(Store::new(&config.network)),
+        store: store.clone(),
         routes: Arc::default(),
         authentications: Arc::default(),
         listeners: Arc::default(),
@@ -136,7 +137,7 @@ pub fn share(config: Config, source: Arc<dyn CertificateSource>) -> anyhow::Resu
         traffic,
         mirrors: Arc::new(Semaphore::new(MAX_MIRRORS)),
         tasks: TaskTracker::new(),
-        telemetry: Telemetry::default(),
+        telemetry: Telemetry::new(config.metric_names, store),
         readiness,
         config,
     }))

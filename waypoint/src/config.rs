@@ -15,6 +15,17 @@ pub enum LogLines {
     Json,
 }
 
+/// Under which names requests are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetricNames {
+    /// OpenTelemetry's, as `http_server_request_duration_seconds`.
+    Seine,
+    /// Istio's, as `istio_requests_total`.
+    Istio,
+    /// Both.
+    Both,
+}
+
 /// The settings of a waypoint.
 #[derive(Debug, Clone, Parser)]
 #[command(
@@ -87,6 +98,9 @@ pub struct Config {
     #[arg(long, env = "SEINE_LOG", default_value = "info")]
     pub log: String,
 
+    /// Names of the metrics.
+    #[arg(long, env = "SEINE_METRIC_NAMES", value_enum, default_value = "seine")]
+    pub metric_names: MetricNames,
     /// OTLP endpoint (gRPC) of a collector for traces, logs and metrics, such as `http://collector:4317`; none by default.
     #[arg(long, env = "SEINE_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,

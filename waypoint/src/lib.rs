@@ -28,6 +28,7 @@ pub mod ingress;
 mod judge;
 mod limit;
 mod linger;
+mod metrics;
 mod mirror;
 mod opaque;
 pub mod path;

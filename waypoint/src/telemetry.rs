@@ -10,20 +10,18 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use seine_policy::Decision;
+use seine_workload::Store;
 use tonic::transport::Endpoint as Collector;
 use tracing::Span;
 
 use crate::balance::InFlight;
 use crate::bind::Bound;
-use crate::config::Config;
+use crate::config::{Config, MetricNames};
 use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
+use crate::metrics::Metrics;
 use crate::request::Body;
 use crate::trace;
 
@@ -94,66 +92,30 @@ impl Entry {
     }
 }
 
-/// Bounded whatever clients send: the services and backends are those of the mesh, methods those that are known.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    service: String,
-    method: String,
-    status: String,
-    backend: String,
-    flag: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabels {
-    reason: &'static str,
-}
-
 /// Access log and metrics.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Telemetry(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     registry: Arc<Registry>,
-    requests: Family<Labels, Counter>,
-    duration: Histogram,
-    refused: Family<RefusalLabels, Counter>,
-}
-
-impl Default for Telemetry {
-    fn default() -> Self {
-        let mut registry = Registry::default();
-        let requests = Family::<Labels, Counter>::default();
-        // From 1 ms to half a minute.
-        let duration = Histogram::new(exponential_buckets(0.001, 2.0, 16));
-        registry.register(
-            "http_server_requests",
-            "Requests answered, by service, method, status, backend and what went wrong",
-            requests.clone(),
-        );
-        registry.register_with_unit(
-            "http_server_request_duration",
-            "From the head of a request to the end of its answer",
-            Unit::Seconds,
-            duration.clone(),
-        );
-        let refused = Family::<RefusalLabels, Counter>::default();
-        registry.register(
-            "tunnels_refused",
-            "Tunnels, and CONNECTs in them, that were refused",
-            refused.clone(),
-        );
-        Self(Arc::new(Inner {
-            registry: Arc::new(registry),
-            refused,
-            requests,
-            duration,
-        }))
-    }
+    metrics: Metrics,
+    /// Who clients and endpoints are.
+    store: Arc<Store>,
 }
 
 impl Telemetry {
+    /// As the settings want it.
+    pub(crate) fn new(names: MetricNames, store: Arc<Store>) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, names);
+        let registry = Arc::new(registry);
+        Self(Arc::new(Inner {
+            registry,
+            metrics,
+            store,
+        }))
+    }
+
     /// The metrics in the OpenMetrics text format.
     pub fn page(&self) -> seine_telemetry::http::Response {
         seine_telemetry::http::metrics(&self.0.registry)
@@ -178,8 +140,7 @@ impl Telemetry {
 
     /// Counts a tunnel, or a CONNECT in one, that was refused.
     pub(crate) fn refused(&self, reason: &'static str) {
-        let labels = RefusalLabels { reason };
-        self.0.refused.get_or_create(&labels).inc();
+        self.0.metrics.refused(reason);
     }
 
     /// Has the request logged when its answer has been sent.
@@ -200,18 +161,10 @@ impl Telemetry {
         };
         tracing::info!(target: "access", "{}", line(entry, flag, took));
         trace::end(entry, flag);
-        let Some(method) = &entry.method else { return };
-        let labels = Labels {
-            service: entry.bound.service.key.hostname.to_string(),
-            method: known_method(method).to_owned(),
-            status: entry
-                .status
-                .map_or_else(String::new, |status| status.as_u16().to_string()),
-            backend: entry.backend.clone().unwrap_or_default(),
-            flag: flag.to_owned(),
-        };
-        self.0.requests.get_or_create(&labels).inc();
-        self.0.duration.observe(took.as_secs_f64());
+        if entry.method.is_some() {
+            let Inner { metrics, store, .. } = &*self.0;
+            metrics.answered(store, entry, flag, took);
+        }
     }
 }
 

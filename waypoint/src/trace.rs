@@ -185,7 +185,8 @@ fn rpc(span: &Span, grpc: bool, path: &str) {
     }
 }
 
-fn protocol(version: Version) -> &'static str {
+/// Of HTTP, as OpenTelemetry writes it.
+pub(crate) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         trials![
             a_trace_spans_the_client_each_attempt_and_the_backend,
             each_form_of_context_is_continued_and_who_began_decides_what_is_exported,
+            requests_are_counted_by_the_names_of_opentelemetry_and_of_istio,
         ],
     )
 }
@@ -34,6 +35,7 @@ fn up() -> Result<Bed> {
         ),
         // Of requests without a trace none.
         set("SEINE_TRACE_SAMPLING", "0"),
+        set("SEINE_METRIC_NAMES", "both"),
     ];
     let mut web = service("mesh", "web", "web", &[("http", 80, 8080)]);
     web["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
@@ -200,4 +202,39 @@ fn each_form_of_context_is_continued_and_who_began_decides_what_is_exported(
         ensure!(server == exported, "{trace}: {found:#?}");
     }
     Ok(())
+}
+
+fn requests_are_counted_by_the_names_of_opentelemetry_and_of_istio(bed: &Bed) -> Result<()> {
+    seen(bed, "/counted", "")?;
+    let pods = bed.lab().status()?.pods;
+    let waypoint = pods.into_iter().find(|pod| pod.name.starts_with("wp-"));
+    let waypoint = waypoint.context("there is no waypoint")?;
+    let page = format!("{}:15020", waypoint.ip);
+    let peer = seine_e2e::bed::peer_program().display().to_string();
+    let own = [
+        "http_server_request_duration_seconds_count{",
+        "http_request_method=\"GET\"",
+        "http_response_status_code=\"200\"",
+        "http_route=\"HTTPRoute/mesh/web/0\"",
+        "server_address=\"web.mesh.svc.cluster.local\"",
+        "seine_backend=\"web.mesh.svc.cluster.local:80\"",
+    ];
+    let istio = [
+        "istio_requests_total{",
+        "reporter=\"waypoint\"",
+        "source_principal=\"spiffe://cluster.local/ns/mesh/sa/client\"",
+        "destination_workload=\"web\"",
+        "destination_service_name=\"web\"",
+        "response_code=\"200\"",
+        "connection_security_policy=\"mutual_tls\"",
+    ];
+    until("the request is counted under both names", || {
+        let get = [&*peer, "get", &page, "/metrics"];
+        let body = bed.lab().exec("plain", "collector", &get)?.stdout;
+        let counted = |parts: &[&str]| {
+            let mut lines = body.lines();
+            lines.any(|line| parts.iter().all(|part| line.contains(part)))
+        };
+        Ok((counted(&own) && counted(&istio)).then_some(()))
+    })
 }

@@ -4,9 +4,11 @@
 
 use http::{HeaderName, HeaderValue, Method, Request, Uri, Version};
 use libfuzzer_sys::fuzz_target;
+use seine_telemetry::propagation;
 use seine_waypoint::head::{self, Head};
 use seine_waypoint::path;
 use seine_waypoint::rule::{PathChange, PathMatch};
+use tracing::Span;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut lines = bytes.split(|byte| *byte == b'\n');
@@ -26,6 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
             parts.headers.append(name, value);
         }
     }
+    propagation::continue_from(&Span::none(), &parts.headers);
     let Ok(head) = Head::read(&parts) else {
         return;
     };
