@@ -6,6 +6,7 @@
 mod measure;
 mod shop;
 mod transcript;
+mod waypoint;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -162,6 +163,8 @@ fn story(t: &mut Transcript, lab: &Lab, shop: &Shop<'_>) -> Result<()> {
     t.claim("each node has a new ztunnel", generations == [2, 2], || {
         format!("{generations:?}")
     });
+
+    waypoint::act(t, lab)?;
 
     t.title("What it costs, on this machine, between the nodes");
     let meshed = Figures::measure(lab).context("measuring in the mesh")?;
