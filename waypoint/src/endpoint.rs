@@ -12,6 +12,7 @@ use tracing::Span;
 
 use crate::bind::{First, Pod};
 use crate::failure::Failure;
+use crate::session::{self, Token};
 use crate::shared::Shared;
 use crate::traffic::Backend;
 use crate::traffic_policy::Algorithm;
@@ -62,6 +63,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) service: &'a Arc<Service>,
     pub(crate) port: u16,
     pub(crate) first: &'a First,
+    /// The name of a workload that is asked if it is there and does not fail.
+    pub(crate) of_session: Option<&'a Arc<str>>,
     /// The request's, within which its attempts are.
     pub(crate) span: Span,
     /// What is known of the service.
@@ -88,6 +91,7 @@ impl<'a> Wanted<'a> {
             service,
             port,
             first,
+            of_session: None,
             span: Span::none(),
             backend,
             hash,
@@ -135,6 +139,14 @@ pub(crate) fn choose(
     if wanted.is_through_waypoint() {
         return drawn(shared, wanted, tried, |endpoint| loads.cost(endpoint));
     }
+    if let Some(uid) = wanted.of_session.filter(|uid| !tried.contains(*uid)) {
+        let all = wanted.all(shared, tried).map_err(unavailable)?;
+        let own = all.iter().find(|upstream| upstream.workload.uid == *uid);
+        let own = own.and_then(|upstream| usable(wanted, upstream).ok());
+        if let Some(own) = own.filter(|own| !loads.is_ejected(own.address)) {
+            return Ok(own);
+        }
+    }
     match (&rules.policy.algorithm, wanted.hash) {
         (Algorithm::LeastRequest, _) => drawn(shared, wanted, tried, |endpoint| {
             f64::from(loads.under_way(endpoint))
@@ -150,6 +162,26 @@ pub(crate) fn choose(
             drawn(shared, wanted, tried, |endpoint| loads.cost(endpoint))
         }
     }
+}
+
+/// The workload of a service that a session is of, if it may be asked.
+pub(crate) fn of_session(
+    shared: &Shared,
+    (service, port): (&Arc<Service>, u16),
+    first: &First,
+    token: Token,
+) -> Option<Arc<str>> {
+    let own = shared.own_workload();
+    let client = first.address.ip();
+    let all = shared
+        .store
+        .backends(service, port, client, own.as_deref(), &[]);
+    let uids = all
+        .ok()?
+        .into_iter()
+        .map(|found| found.workload.uid.clone());
+    let mut uids = uids.filter(|uid| session::id(&service.key, uid) == token.endpoint);
+    uids.next()
 }
 
 /// Of two drawn at random the one of the lesser cost.

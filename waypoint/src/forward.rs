@@ -26,6 +26,8 @@ use crate::upgrade;
 pub(crate) struct Call {
     pub(crate) service: Arc<Service>,
     pub(crate) port: u16,
+    /// The name of the workload of its session, which is asked if it can be.
+    pub(crate) of_session: Option<Arc<str>>,
 }
 
 impl Call {
@@ -36,6 +38,7 @@ impl Call {
         Ok(Self {
             service: service.ok_or_else(unknown)?,
             port: backend.port,
+            of_session: None,
         })
     }
 
@@ -112,6 +115,7 @@ pub(crate) async fn forward(
     let to = Wanted {
         pod: bound.pod.as_ref(),
         span: entry.span.clone(),
+        of_session: call.of_session.as_ref(),
         ..Wanted::new(shared, service, &bound.first, &parts.headers)
     };
     let sent = attempts(shared, &to, rule, &parts, &mut body, entry);

@@ -39,6 +39,7 @@ pub mod router;
 pub mod routes;
 pub mod rule;
 mod serve;
+pub mod session;
 pub mod shared;
 mod telemetry;
 pub mod token;

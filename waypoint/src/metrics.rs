@@ -17,6 +17,7 @@ use seine_identity::Identity;
 use seine_workload::{Store, Workload};
 
 use crate::config::MetricNames;
+use crate::ingress::Door;
 use crate::telemetry::{Entry, known_method};
 use crate::trace::protocol;
 
@@ -143,7 +144,10 @@ fn own_labels(entry: &Entry, flag: &'static str) -> Labels {
         ("http_route", text(&entry.rule).into()),
         ("error_type", error),
         ("network_protocol_version", protocol(entry.version).into()),
-        ("url_scheme", "http".into()),
+        (
+            "url_scheme",
+            bound.door.as_ref().map_or("http", Door::scheme).into(),
+        ),
         (
             "server_address",
             bound.service.key.hostname.to_string().into(),

@@ -21,10 +21,11 @@ use crate::judge::judge;
 use crate::limit;
 use crate::refusal::{is_grpc, refusal};
 use crate::router::{self, Asked, Choice};
-use crate::rule::{Cors, Filter, HeaderChange, Mirror, PathMatch, Rule};
+use crate::rule::{Backend, Cors, Filter, HeaderChange, Mirror, PathMatch, Rule};
+use crate::session::Token;
 use crate::shared::Shared;
 use crate::telemetry::{Entry, LoggedBody};
-use crate::{trace, upgrade};
+use crate::{endpoint, trace, upgrade};
 
 /// A body that a backend sends, or one of ours.
 pub(crate) type Body = Either<Incoming, Full<Bytes>>;
@@ -97,6 +98,7 @@ async fn route(
         let call = Call {
             service: bound.service.clone(),
             port: bound.port,
+            of_session: None,
         };
         return forward(shared, bound, None, call, allowed, &[], entry).await;
     };
@@ -160,7 +162,13 @@ async fn obey(
     if let Some(answer) = effects.apply(&rule.filters, path, at, &mut request) {
         return Ok(effects.on(answer));
     }
-    let backend = router::pick(&rule.backends, &mut rand::rng());
+    let session = rule.session.as_ref();
+    let shown = session.and_then(|session| session.of(&request.parts.headers));
+    let kept = shown.and_then(|token| kept(shared, bound, rule, token));
+    let (backend, of_session) = match kept {
+        Some((backend, uid)) => (Some(backend), Some(uid)),
+        None => (router::pick(&rule.backends, &mut rand::rng()), None),
+    };
     let backend = backend.ok_or_else(|| because("no backend takes requests"))?;
     if let Some(reason) = &backend.refused {
         return Err(because(reason));
@@ -168,10 +176,37 @@ async fn obey(
     if let Some(answer) = effects.apply(&backend.filters, path, at, &mut request) {
         return Ok(effects.on(answer));
     }
-    let call = Call::to(shared, backend)?;
+    let call = Call {
+        of_session,
+        ..Call::to(shared, backend)?
+    };
     let mirrors = &effects.mirrors;
-    let answer = forward(shared, bound, Some(rule), call, request, mirrors, entry).await?;
+    let mut answer = forward(shared, bound, Some(rule), call, request, mirrors, entry).await?;
+    if let (Some(session), Some(endpoint)) = (session, &entry.endpoint) {
+        let secure = bound
+            .door
+            .as_ref()
+            .is_some_and(|door| door.scheme() == "https");
+        session.tell(shown, endpoint, (path, secure), answer.headers_mut());
+    }
     Ok(effects.on(answer))
+}
+
+/// The backend of a session, whatever its weight, and the workload. None if it is gone: then another session begins.
+fn kept<'a>(
+    shared: &Shared,
+    bound: &Bound,
+    rule: &'a Rule,
+    token: Token,
+) -> Option<(&'a Backend, Arc<str>)> {
+    let usable = rule.backends.iter();
+    let mut usable = usable.filter(|backend| backend.refused.is_none());
+    usable.find_map(|backend| {
+        let service = shared.store.service(&backend.service)?;
+        let of = (&service, backend.port);
+        let uid = endpoint::of_session(shared, of, &bound.first, token)?;
+        Some((backend, uid))
+    })
 }
 
 /// What filters do beside changing the request.

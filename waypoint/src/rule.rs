@@ -8,6 +8,7 @@ use seine_proto::waypoint::{self as wire, filter, r#match, path_change};
 use seine_workload::ServiceKey;
 
 use crate::ingress::hosts::Hosts;
+use crate::session::Session;
 
 /// One rule of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Rule {
     pub backend_timeout: Option<Duration>,
     /// When a request is sent again.
     pub retry: Option<Retry>,
+    /// That the requests of a session are answered by one endpoint.
+    pub session: Option<Session>,
     /// Why it can't be obeyed.
     pub refused: Option<String>,
 }
@@ -236,6 +239,7 @@ impl Rule {
             request_timeout: limit(message.request_timeout_ms),
             backend_timeout: limit(message.backend_timeout_ms),
             retry: message.retry.as_ref().map(Retry::parse).transpose()?,
+            session: message.session.as_ref().map(Session::parse).transpose()?,
             refused: some(&message.refused),
         })
     }

@@ -11,6 +11,7 @@ use tracing::{Span, info_span};
 use crate::bind::Bound;
 use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
+use crate::ingress::Door;
 use crate::refusal::is_grpc;
 use crate::telemetry::{Entry, known_method};
 
@@ -28,7 +29,7 @@ pub(crate) fn request(bound: &Bound, request: &Request<Incoming>) -> Span {
         http.request.method_original = Empty,
         http.response.status_code = Empty,
         http.response.body.size = Empty,
-        url.scheme = "http",
+        url.scheme = bound.door.as_ref().map_or("http", Door::scheme),
         url.path = Empty,
         server.address = Empty,
         server.port = i64::from(bound.port),

@@ -322,6 +322,39 @@ fn a_rule_names_its_listeners_with_the_hosts_that_they_take() {
 }
 
 #[test]
+fn sessions_at_a_gateway_are_refused_where_a_waypoint_chooses_the_pod() {
+    let service = |name: &str, labels: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "spec": {"clusterIP": "10.1.0.1", "ports": [{"port": 80}]},
+        })
+    };
+    let rule = |backend: &str| json!({"sessionPersistence": {}, "backendRefs": [{"name": backend, "port": 80}]});
+    let route = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "r", "namespace": "shop"},
+        "spec": {"parentRefs": [{"name": "gw"}], "rules": [rule("free"), rule("bound")]},
+    });
+    let spec = json!({"listeners": [{"name": "one", "port": 80, "protocol": "HTTP"}]});
+    let found = resources(&[
+        gateway(spec),
+        route,
+        service("free", json!({})),
+        service("bound", json!({"seine.dev/use-waypoint": "wp"})),
+    ]);
+    let [free, bound] = ["0", "1"].map(|rule| &found.routes[&format!("HTTPRoute/shop/r/{rule}")]);
+    assert_eq!(free.refused, "");
+    let name = free.session.as_ref().map(|session| session.name.as_str());
+    assert_eq!(name, Some("seine-httproute-shop-r-0"));
+    assert!(
+        bound.refused.contains("Service shop/bound"),
+        "{}",
+        bound.refused
+    );
+}
+
+#[test]
 fn a_policy_at_a_gateway_is_listed_by_the_gateway_s_own_service() {
     let service = json!({
         "apiVersion": "v1", "kind": "Service",

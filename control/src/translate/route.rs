@@ -10,7 +10,8 @@ mod matches;
 use seine_objects::{
     Kind, ObjectKey, ObjectSet,
     gateway::{
-        self, BackendRef, Filter, GrpcRoute, HttpRoute, ParentRef, Retry, Timeouts, parse_duration,
+        self, BackendRef, Filter, GrpcRoute, HttpRoute, ParentRef, Retry, SessionPersistence,
+        Timeouts, parse_duration,
     },
     k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -55,6 +56,7 @@ struct Rule<'a> {
     backends: &'a [BackendRef],
     timeouts: Timeouts,
     retry: Option<&'a Retry>,
+    session: Option<&'a SessionPersistence>,
     notes: Notes,
 }
 
@@ -135,8 +137,8 @@ fn translate_route<'a>(
     );
     if !parents.is_empty() || !listeners.is_empty() {
         for (index, rule) in rules().into_iter().enumerate() {
-            let (mut translated, notes) = translate_rule(route, index, rule, &parents, world);
-            translated.listeners.clone_from(&listeners);
+            let attached = (&parents[..], &listeners[..]);
+            let (translated, notes) = translate_rule(route, index, rule, attached, world);
             let path = format!("spec.rules[{index}]");
             if !translated.refused.is_empty() {
                 let why = &translated.refused;
@@ -175,6 +177,7 @@ fn http_rules(route: &HttpRoute) -> Vec<Rule<'_>> {
             backends: &rule.backend_refs,
             timeouts: rule.timeouts.clone().unwrap_or_default(),
             retry: rule.retry.as_ref(),
+            session: rule.session_persistence.as_ref(),
             notes,
         }
     });
@@ -190,6 +193,7 @@ fn grpc_rules(route: &GrpcRoute) -> Vec<Rule<'_>> {
             matches: matches.map(|one| matches::grpc(one, &mut notes)).collect(),
             filters: &rule.filters,
             backends: &rule.backend_refs,
+            session: rule.session_persistence.as_ref(),
             notes,
             ..Rule::default()
         }
@@ -256,7 +260,7 @@ fn translate_rule(
     route: &Route<'_>,
     index: usize,
     rule: Rule<'_>,
-    parents: &[wire::Parent],
+    (parents, listeners): (&[wire::Parent], &[wire::Attachment]),
     world: &World<'_>,
 ) -> (wire::RouteRule, Notes) {
     let mut notes = rule.notes;
@@ -270,6 +274,13 @@ fn translate_rule(
     let backends = backends
         .map(|backend| backend::translate(backend, route, world, &mut notes))
         .collect();
+    if rule.session.is_some() && !listeners.is_empty() {
+        for key in backend::bound(rule.backends, route, world) {
+            notes.refuse(format!(
+                "sessionPersistence at a Gateway: the pods of Service {key} are chosen by its waypoint, so say it for that"
+            ));
+        }
+    }
     let created = route.metadata.creation_timestamp.as_ref();
     let timeouts = &rule.timeouts;
     let translated = wire::RouteRule {
@@ -291,9 +302,26 @@ fn translate_rule(
             backoff_ms: millis(retry.backoff.as_deref()).unwrap_or(DEFAULT_BACKOFF_MS),
         }),
         rule_name: rule.name.unwrap_or_default().into(),
-        listeners: Vec::new(),
+        listeners: listeners.to_vec(),
+        session: rule.session.map(|wanted| session(wanted, route, index)),
     };
     (translated, notes)
+}
+
+/// Without a name it is one that no other rule has.
+fn session(
+    wanted: &SessionPersistence,
+    route: &Route<'_>,
+    index: usize,
+) -> wire::SessionPersistence {
+    let ObjectKey { namespace, name } = route.key;
+    let own = || format!("seine-{}-{namespace}-{name}-{index}", route.kind).to_ascii_lowercase();
+    wire::SessionPersistence {
+        name: wanted.session_name.clone().unwrap_or_else(own),
+        header: wanted.is_header(),
+        absolute_s: millis(wanted.absolute_timeout.as_deref()).unwrap_or_default() / 1000,
+        permanent: wanted.is_permanent(),
+    }
 }
 
 fn millis(text: Option<&str>) -> Option<u64> {

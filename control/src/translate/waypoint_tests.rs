@@ -354,7 +354,7 @@ fn each_rule_of_a_route_is_one_resource_that_names_its_parents() {
 #[test]
 fn what_is_not_supported_is_refused_and_said_and_never_left_out() {
     let (found, notes) = rules(
-        "[{sessionPersistence: {sessionName: a}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: ExtensionRef, extensionRef: {name: a, kind: b, group: c}}]}, {matches: [{path: {type: RegularExpression, value: '('}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}, {filters: [{type: RequestHeaderModifier, requestMirror: {backendRef: {name: web, port: 80}}}]}]",
+        "[{sessionPersistence: {sessionName: a, idleTimeout: 1m}, backendRefs: [{name: web, port: 80}]}, {filters: [{type: ExtensionRef, extensionRef: {name: a, kind: b, group: c}}]}, {matches: [{path: {type: RegularExpression, value: '('}}]}, {backendRefs: [{name: gone, port: 80}, {name: web, port: 81}, {name: x, namespace: other, port: 1}]}, {filters: [{type: RequestHeaderModifier, requestMirror: {backendRef: {name: web, port: 80}}}]}]",
     );
     let refused: Vec<_> = found.iter().map(|rule| !rule.refused.is_empty()).collect();
     assert_eq!(refused, [true, true, true, false, true]);
@@ -366,7 +366,7 @@ fn what_is_not_supported_is_refused_and_said_and_never_left_out() {
     );
     assert_eq!(notes.len(), 8, "{notes:?}");
     assert!(
-        notes[1].contains("spec.rules[0].sessionPersistence is not supported yet"),
+        notes[1].contains("spec.rules[0].sessionPersistence.idleTimeout is not supported yet"),
         "{notes:?}"
     );
     assert!(notes[3].contains("regular expression"), "{notes:?}");

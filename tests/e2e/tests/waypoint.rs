@@ -153,7 +153,7 @@ fn features() -> Value {
                 ]})),
                 at("/half", json!({"backendRefs": to(&["v1", "gone"])})),
                 at("/empty", json!({"backendRefs": to(&["nobody"])})),
-                at("/unknown", json!({"backendRefs": to(&["v1"]), "sessionPersistence": {"sessionName": "a"}})),
+                at("/unknown", json!({"backendRefs": to(&["v1"]), "sessionPersistence": {"sessionName": "a", "idleTimeout": "1m"}})),
                 at("/slow", json!({"backendRefs": to(&["v1"]), "timeouts": {"backendRequest": "100ms"}})),
                 at("/granted", json!({"backendRefs": [{"name": "db", "namespace": "data", "port": 80}]})),
                 {"matches": [{"path": {"type": "RegularExpression", "value": "/re[0-9]+"}}], "backendRefs": to(&["v2"])},
@@ -412,7 +412,10 @@ fn what_a_backend_cannot_take_is_its_share_alone_and_says_why(bed: &Bed) -> Resu
     web(bed, "/unknown", "", "500")?;
     await_waypoint(
         bed,
-        &["path=/unknown", "sessionPersistence is not supported"],
+        &[
+            "path=/unknown",
+            "sessionPersistence.idleTimeout is not supported",
+        ],
     )?;
     // That of another namespace is there by its grant.
     let answer = web(bed, "/granted", "", "200")?;

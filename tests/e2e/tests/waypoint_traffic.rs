@@ -12,8 +12,8 @@ use seine_e2e::{Bed, Family, trials, until};
 use serde_json::{Value, json};
 
 /// Each is a service of its own before the same two pods.
-const SERVICES: [&str; 7] = [
-    "turns", "hashed", "sourced", "limited", "narrow", "outlier", "frugal",
+const SERVICES: [&str; 8] = [
+    "turns", "hashed", "sourced", "limited", "narrow", "outlier", "frugal", "sticky",
 ];
 
 fn main() -> ExitCode {
@@ -26,6 +26,8 @@ fn main() -> ExitCode {
             more_requests_than_may_be_under_way_are_refused,
             a_pod_that_fails_gets_nothing_for_a_while_and_never_more_of_them_than_the_share,
             without_a_budget_nothing_is_sent_again,
+            the_requests_of_a_session_go_to_its_pod_and_what_a_client_made_up_leads_nowhere,
+            a_session_stays_with_its_backend_also_where_that_has_no_weight,
         ],
     )
 }
@@ -61,6 +63,9 @@ fn up() -> Result<Bed> {
                 }],
             },
         }),
+        service("mesh", "only-a", "a", &[("http", 80, 8080)]),
+        service("mesh", "only-b", "b", &[("http", 80, 8080)]),
+        sticky(1, 0),
         policy(
             "turns",
             json!({"loadBalancer": {"algorithm": "RoundRobin"}}),
@@ -88,6 +93,32 @@ fn up() -> Result<Bed> {
         objects.push(object);
     }
     Bed::up("e2e-waypoint-traffic", &objects)
+}
+
+/// Sessions by a cookie, by a header, and of backends with these weights.
+fn sticky(a: u32, b: u32) -> Value {
+    let rule = |path: &str, backends: Value, session: Value| {
+        json!({
+            "matches": [{"path": {"type": "PathPrefix", "value": path}}],
+            "backendRefs": backends, "sessionPersistence": session,
+        })
+    };
+    let turns = || json!([{"name": "turns", "port": 80}]);
+    let split = json!([
+        {"name": "only-a", "port": 80, "weight": a}, {"name": "only-b", "port": 80, "weight": b},
+    ]);
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "sticky", "namespace": "mesh"},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "sticky"}],
+            "rules": [
+                rule("/cookie", turns(), json!({"sessionName": "sid"})),
+                rule("/header", turns(), json!({"sessionName": "x-sid", "type": "Header", "absoluteTimeout": "1h"})),
+                rule("/split", split, json!({"sessionName": "sid"})),
+            ],
+        },
+    })
 }
 
 fn ring(on: Value) -> Value {
@@ -236,5 +267,64 @@ fn without_a_budget_nothing_is_sent_again(bed: &Bed) -> Result<()> {
     ensure!(status(&answer) == "503", "{answer}");
     let line = await_log(bed, &["path=/frugal", "status=503"])?;
     ensure!(!line.contains("retries="), "{line}");
+    Ok(())
+}
+
+/// Asks the service with sessions; the answer, which must be good, and the name of the pod that gave it.
+fn ask_sticky(bed: &Bed, path: &str, headers: &str) -> Result<(String, String)> {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: sticky\r\nconnection: close\r\n{headers}\r\n");
+    let answer = bed.ask("mesh/client", "sticky", 80, &request)?.received;
+    let named = answer.lines().find_map(|line| line.strip_prefix("pod "));
+    let name = named.and_then(|rest| rest.split(' ').next());
+    let name = name.filter(|_| status(&answer) == "200").map(str::to_owned);
+    Ok((name.with_context(|| answer.clone())?, answer))
+}
+
+/// What an answer says of a session in the header of this name, up to a semicolon.
+fn told(answer: &str, header: &str) -> Option<String> {
+    let lines = answer.lines().take_while(|line| !line.is_empty());
+    let mut values = lines.filter_map(|line| line.split_once(": "));
+    let (_, value) = values.find(|(name, _)| name.eq_ignore_ascii_case(header))?;
+    value.split(';').next().map(str::to_owned)
+}
+
+fn the_requests_of_a_session_go_to_its_pod_and_what_a_client_made_up_leads_nowhere(
+    bed: &Bed,
+) -> Result<()> {
+    let (first, answer) = ask_sticky(bed, "/cookie", "")?;
+    let cookie = told(&answer, "set-cookie").context(answer)?;
+    for _ in 0..7 {
+        let (again, answer) = ask_sticky(bed, "/cookie", &format!("cookie: a=b; {cookie}\r\n"))?;
+        ensure!(again == first, "{first} and {again}: {cookie}");
+        ensure!(told(&answer, "set-cookie").is_none(), "{answer}");
+    }
+    let (pod, _) = bed.pod_ips("mesh/other")?;
+    for made_up in [format!("{pod}:8080"), "00000000000000ff".into()] {
+        let headers = format!("cookie: sid={made_up}\r\n");
+        let (_, answer) = ask_sticky(bed, "/cookie", &headers)?;
+        ensure!(told(&answer, "set-cookie").is_some(), "{answer}");
+    }
+    let (first, answer) = ask_sticky(bed, "/header", "")?;
+    let token = told(&answer, "x-sid").context(answer)?;
+    for _ in 0..7 {
+        let (again, answer) = ask_sticky(bed, "/header", &format!("x-sid: {token}\r\n"))?;
+        ensure!(again == first, "{first} and {again}: {token}");
+        ensure!(told(&answer, "x-sid").as_ref() == Some(&token), "{answer}");
+    }
+    Ok(())
+}
+
+fn a_session_stays_with_its_backend_also_where_that_has_no_weight(bed: &Bed) -> Result<()> {
+    let (first, answer) = ask_sticky(bed, "/split", "")?;
+    ensure!(first == "a", "{answer}");
+    let cookie = told(&answer, "set-cookie").context(answer)?;
+    bed.apply(&[sticky(0, 1)])?;
+    until("the other backend has the weight", || {
+        let (name, _) = ask_sticky(bed, "/split", "")?;
+        Ok((name == "b").then_some(()))
+    })?;
+    let (kept, _) = ask_sticky(bed, "/split", &format!("cookie: {cookie}\r\n"))?;
+    ensure!(kept == "a", "{kept}");
     Ok(())
 }

@@ -38,6 +38,21 @@ pub(super) fn translate(
     }
 }
 
+/// Those that use a waypoint.
+pub(super) fn bound(
+    backends: &[BackendRef],
+    route: &Route<'_>,
+    world: &World<'_>,
+) -> Vec<ObjectKey> {
+    let keys = backends.iter();
+    let keys = keys.map(|backend| key_of(backend, &route.key.namespace));
+    let is_bound = |key: &ObjectKey| {
+        let service = world.services.get(key);
+        service.is_some_and(|service| service.waypoint.is_some())
+    };
+    keys.filter(is_bound).collect()
+}
+
 /// Why a route of this kind and these parents in this namespace can't use a backend; `None`: it can.
 pub(crate) fn unresolved(
     objects: &ObjectSet,

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::filter::validate_filters;
 use super::reference::validate_headers;
 use super::unread::unread;
-use super::{BackendRef, Filter, NamedMatch, ParentRef};
+use super::{BackendRef, Filter, NamedMatch, ParentRef, SessionPersistence};
 use crate::policy::FieldError;
 
 /// How gRPC requests to services are matched, changed and passed on.
@@ -49,6 +49,9 @@ pub struct GrpcRouteRule {
     pub filters: Vec<Filter>,
     /// Where they go, by weight.
     pub backend_refs: Vec<BackendRef>,
+    /// That the requests of a session are answered by one pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// Everything that is set must hold.
@@ -96,6 +99,9 @@ impl GrpcRoute {
                 validate_headers(&wanted.headers, &path, &mut errors);
             }
             validate_filters(&rule.filters, &path, &mut errors);
+            if let Some(session) = &rule.session_persistence {
+                session.validate(&path, &mut errors);
+            }
             for (index, backend) in rule.backend_refs.iter().enumerate() {
                 backend.validate(&format!("{path}.backendRefs[{index}]"), &mut errors);
             }

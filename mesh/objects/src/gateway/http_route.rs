@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::filter::validate_filters;
 use super::reference::{add, validate_headers};
 use super::unread::unread;
-use super::{BackendRef, Filter, NamedMatch, ParentRef, parse_duration};
+use super::{BackendRef, Filter, NamedMatch, ParentRef, SessionPersistence, parse_duration};
 use crate::policy::FieldError;
 
 /// How requests to services are matched, changed and passed on.
@@ -55,6 +55,9 @@ pub struct HttpRouteRule {
     /// When they are sent again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// That the requests of a session are answered by one pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// Everything that is set must hold.
@@ -146,6 +149,9 @@ impl HttpRouteRule {
         for (index, backend) in self.backend_refs.iter().enumerate() {
             backend.validate(&format!("{path}.backendRefs[{index}]"), errors);
         }
+        if let Some(session) = &self.session_persistence {
+            session.validate(path, errors);
+        }
         let timeouts = self.timeouts.clone().unwrap_or_default();
         let retry = self.retry.clone().unwrap_or_default();
         for (field, value) in [
@@ -188,14 +194,14 @@ mod tests {
     #[test]
     fn what_is_not_obeyed_is_named_with_its_path() {
         let (found, problems) = route(
-            "{matches: [{path: {type: Exact, value: /a}}], retry: {attempts: 2}, filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP}}], sessionPersistence: {sessionName: a}}",
+            "{matches: [{path: {type: Exact, value: /a}}], retry: {attempts: 2}, filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP}}], sessionPersistence: {sessionName: a, idleTimeout: 1m}}",
         );
         assert_eq!(problems, [""; 0]);
         assert_eq!(
             found.unwrap().unread(),
             [
                 "spec.rules[0].filters[0].externalAuth",
-                "spec.rules[0].sessionPersistence"
+                "spec.rules[0].sessionPersistence.idleTimeout"
             ]
         );
     }
@@ -203,7 +209,7 @@ mod tests {
     #[test]
     fn every_error_names_its_field() {
         let (found, problems) = route(
-            "{matches: [{path: {value: a}, headers: [{name: 'a b', value: c}]}], filters: [{type: RequestRedirect, requestRedirect: {statusCode: 300, scheme: ftp}}, {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: \"b\\n\"}], remove: ['']}}, {type: RequestMirror, requestMirror: {backendRef: {name: b}, percent: 1, fraction: {numerator: 3, denominator: 2}}}, {type: CORS, cors: {allowOrigins: [b.example], allowMethods: ['a b']}}], backendRefs: [{name: b, port: 0}], timeouts: {request: soon}, retry: {codes: [200], backoff: soon}}",
+            "{matches: [{path: {value: a}, headers: [{name: 'a b', value: c}]}], filters: [{type: RequestRedirect, requestRedirect: {statusCode: 300, scheme: ftp}}, {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: \"b\\n\"}], remove: ['']}}, {type: RequestMirror, requestMirror: {backendRef: {name: b}, percent: 1, fraction: {numerator: 3, denominator: 2}}}, {type: CORS, cors: {allowOrigins: [b.example], allowMethods: ['a b']}}], backendRefs: [{name: b, port: 0}], timeouts: {request: soon}, retry: {codes: [200], backoff: soon}, sessionPersistence: {sessionName: 'a b', type: Query, cookieConfig: {lifetimeType: Permanent}}}",
         );
         assert!(found.is_none());
         assert_eq!(
@@ -220,6 +226,9 @@ mod tests {
                 "spec.rules[0].filters[3].cors.allowOrigins[0]",
                 "spec.rules[0].filters[3].cors.allowMethods",
                 "spec.rules[0].backendRefs[0].port",
+                "spec.rules[0].sessionPersistence.sessionName",
+                "spec.rules[0].sessionPersistence.type",
+                "spec.rules[0].sessionPersistence.absoluteTimeout",
                 "spec.rules[0].timeouts.request",
                 "spec.rules[0].retry.backoff",
                 "spec.rules[0].retry.codes",

@@ -12,6 +12,7 @@ mod http_route;
 mod listener;
 mod reference;
 mod reference_grant;
+mod session;
 mod unread;
 
 use std::collections::BTreeSet;
@@ -41,6 +42,7 @@ pub use listener::{
 pub(crate) use reference::is_token;
 pub use reference::{BackendRef, NamedMatch, ParentRef};
 pub use reference_grant::{Grantee, ReferenceGrant, ReferenceGrantSpec, Target};
+pub use session::{CookieConfig, SessionPersistence};
 
 /// API group of Gateways and routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";
