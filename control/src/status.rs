@@ -95,8 +95,10 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
     for ((kind, key), found) in &findings.routes {
         let http = objects.http_routes.get(key).map(|route| &route.metadata);
         let grpc = objects.grpc_routes.get(key).map(|route| &route.metadata);
+        let tls = objects.tls_routes.get(key).map(|route| &route.metadata);
         let metadata = match kind {
             Kind::GrpcRoute => grpc,
+            Kind::TlsRoute => tls,
             _ => http,
         };
         let generation = metadata.and_then(|metadata| metadata.generation);

@@ -55,6 +55,7 @@ var ingress = []features.FeatureName{
 	features.SupportHTTPRoute,
 	features.SupportGRPCRoute,
 	features.SupportReferenceGrant,
+	features.SupportTLSRoute,
 
 	features.SupportGatewayHTTPListenerIsolation,
 	features.SupportGatewayHTTPSListenerDetectMisdirectedRequests,
@@ -93,6 +94,7 @@ func TestIngress(t *testing.T) {
 	options.ConformanceProfiles = []suite.ConformanceProfileName{
 		suite.GatewayHTTPConformanceProfileName,
 		suite.GatewayGRPCConformanceProfileName,
+		suite.GatewayTLSConformanceProfileName,
 	}
 	options.SupportedFeatures = ingress
 	options.Implementation = implementation()

@@ -81,6 +81,7 @@ fn configuration(shared: &Shared) -> Value {
             "protocol": match listener.protocol {
                 Protocol::Http => "HTTP",
                 Protocol::Https(_) => "HTTPS",
+                Protocol::Passthrough => "TLS",
             },
             "hosts": format!("{:?}", listener.hosts),
             "trustedProxies": listener.trusted_proxies,

@@ -66,11 +66,6 @@ impl Cors {
                 None => {}
             }
         }
-        let exposed = answer.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN);
-        let star = is_any(&self.expose) && self.credentials;
-        if let Some(value) = list(&self.expose).filter(|_| exposed && !star) {
-            answer.insert(ACCESS_CONTROL_EXPOSE_HEADERS, value);
-        }
     }
 
     fn of_origin(&self, origin: Option<&HeaderValue>) -> HeaderMap {
@@ -83,6 +78,11 @@ impl Cors {
         if self.credentials {
             let yes = HeaderValue::from_static("true");
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+        }
+        // To a request with credentials a `*` is a name like any other.
+        let star = is_any(&self.expose) && self.credentials;
+        if let Some(value) = list(&self.expose).filter(|_| !star) {
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, value);
         }
         headers
     }
@@ -220,6 +220,7 @@ mod tests {
             ("access-control-allow-methods", "GET, PUT"),
             // Never `*` where credentials may come along.
             ("access-control-allow-headers", "x-b, x-c"),
+            ("access-control-expose-headers", "x-a"),
             ("access-control-max-age", "7"),
             ("vary", "origin"),
         ] {

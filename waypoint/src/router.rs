@@ -1,6 +1,6 @@
 //! Which rule decides about a request, by the precedence of the Gateway API, and what it makes of the URL. Pure.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::{HeaderMap, HeaderName, Method};
 use rand::{Rng, RngExt};
@@ -23,6 +23,20 @@ pub struct Asked<'a> {
     pub headers: &'a HeaderMap,
     /// It is a request of gRPC.
     pub grpc: bool,
+}
+
+impl Asked<'_> {
+    /// Of a connection nobody knows what is asked: it matches what matches everything.
+    pub(crate) fn nothing() -> Self {
+        static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+        Asked {
+            method: &Method::CONNECT,
+            path: "",
+            query: None,
+            headers: &NO_HEADERS,
+            grpc: false,
+        }
+    }
 }
 
 /// What the rules about a service say of a request.

@@ -193,9 +193,10 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
     }
     pair("dst.service", &bound.service.key.hostname);
     pair("dst.port", &bound.port);
+    // Of a connection it is what its TLS asked for.
+    pair("host", &entry.host);
     if let Some(method) = &entry.method {
         pair("method", method);
-        pair("host", &entry.host);
         pair("path", &entry.path);
         pair("protocol", &format_args!("{:?}", entry.version));
     }

@@ -135,11 +135,12 @@ enum Told {
     Route(Kind),
 }
 
-const KINDS: [Told; 4] = [
+const KINDS: [Told; 5] = [
     Told::Class,
     Told::Gateway,
     Told::Route(Kind::HttpRoute),
     Told::Route(Kind::GrpcRoute),
+    Told::Route(Kind::TlsRoute),
 ];
 
 impl Told {

@@ -42,6 +42,7 @@ pub const INGRESS_FEATURES: &[&str] = &[
     "HTTPRouteRetry",
     "HTTPRouteSchemeRedirect",
     "ReferenceGrant",
+    "TLSRoute",
 ];
 
 /// The features of the Gateway API that waypoints have, by their names there, sorted.

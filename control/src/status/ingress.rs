@@ -156,6 +156,10 @@ fn attached(objects: &ObjectSet, key: &ObjectKey) -> BTreeMap<usize, usize> {
         let spec = &object.spec;
         count(Kind::GrpcRoute, route, &spec.hostnames, &spec.parent_refs);
     }
+    for (route, object) in &objects.tls_routes {
+        let spec = &object.spec;
+        count(Kind::TlsRoute, route, &spec.hostnames, &spec.parent_refs);
+    }
     found
 }
 

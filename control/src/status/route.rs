@@ -55,6 +55,18 @@ impl<'a> Route<'a> {
                     backends(rules),
                 )
             }
+            Kind::TlsRoute => {
+                let route = objects.tls_routes.get(key)?;
+                let spec = &route.spec;
+                let none: &[Filter] = &[];
+                let rules = spec.rules.iter().map(|rule| (none, &*rule.backend_refs));
+                (
+                    &route.metadata,
+                    &spec.parent_refs,
+                    &spec.hostnames,
+                    backends(rules),
+                )
+            }
             _ => return None,
         };
         Some(Self {
@@ -158,6 +170,10 @@ fn accepted(
                 "Gateway {parent_key} is a waypoint: the parents of its routes are the Services that use it"
             );
             no("NotAllowedByListeners", why)
+        }
+        ("" | "core", "Service") if route.kind == Kind::TlsRoute => {
+            let why = "a TLSRoute is for Gateways: a Service can't be its parent";
+            no("NoMatchingParent", why.into())
         }
         ("" | "core", "Service") => {
             let own = objects.namespace(namespace);

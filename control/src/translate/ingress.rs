@@ -141,7 +141,7 @@ fn state<'a>(
     let mode = listener.tls.as_ref().and_then(|tls| tls.mode.as_deref());
     let refused = if protocol == Protocol::Unknown {
         let message = format!(
-            "listener {name}: protocol {} is not supported: use HTTP or HTTPS",
+            "listener {name}: protocol {} is not supported: use HTTP, HTTPS or TLS",
             listener.protocol
         );
         Some(Because::new("UnsupportedProtocol", message))
@@ -151,8 +151,10 @@ fn state<'a>(
     } else if let Some(path) = unread {
         let message = format!("listener {name}: {path} is not supported");
         Some(Because::new("UnsupportedValue", message))
-    } else if mode.is_some_and(|mode| mode != "Terminate") {
-        let message = format!("listener {name}: TLS is ended at an HTTPS listener, and not passed");
+    } else if (mode == Some("Passthrough")) != (protocol == Protocol::TlsPassthrough) {
+        let message = format!(
+            "listener {name}: TLS is ended (Terminate) with protocol HTTPS, and passed on (Passthrough) with TLS"
+        );
         Some(Because::new("UnsupportedValue", message))
     } else {
         None
@@ -184,6 +186,7 @@ fn protocol(listener: &Listener) -> Protocol {
     match &*listener.protocol {
         "HTTP" => Protocol::Http,
         "HTTPS" => Protocol::Https,
+        "TLS" => Protocol::TlsPassthrough,
         _ => Protocol::Unknown,
     }
 }
@@ -192,6 +195,7 @@ fn protocol(listener: &Listener) -> Protocol {
 fn kinds(listener: &Listener) -> (Vec<Kind>, Option<String>) {
     let known: &[Kind] = match protocol(listener) {
         Protocol::Http | Protocol::Https => &[Kind::HttpRoute, Kind::GrpcRoute],
+        Protocol::TlsPassthrough => &[Kind::TlsRoute],
         _ => &[],
     };
     let wanted = listener.allowed_routes.as_ref();

@@ -110,6 +110,7 @@ fn what_cannot_be_obeyed_is_refused_and_nothing_of_it_is_served() {
         (with("port", json!(81)), "- - -"),
         (with("port", json!(15008)), "PortUnavailable - -"),
         (with("protocol", json!("TCP")), "UnsupportedProtocol - -"),
+        (with("protocol", json!("TLS")), "UnsupportedValue - -"),
         (with("unknown", json!(1)), "UnsupportedValue - -"),
         (
             with("tls", json!({"mode": "Passthrough"})),
@@ -235,6 +236,7 @@ fn a_route_is_attached_where_listener_namespace_kind_and_host_admit_it() {
         listener("same", 80, "", json!({})),
         listener("all", 81, "*.example", allowing(json!({"from": "All"}), json!([]))),
         listener("some", 82, "", allowing(selected, json!([]))),
+        {"name": "tls", "port": 85, "protocol": "TLS", "tls": {"mode": "Passthrough"}},
         listener("grpc", 83, "", allowing(json!({"from": "All"}), json!([{"kind": "GRPCRoute"}]))),
         listener("none", 84, "", allowing(json!({"from": "None"}), json!([]))),
     ]}))]);
@@ -260,7 +262,15 @@ fn a_route_is_attached_where_listener_namespace_kind_and_host_admit_it() {
     for (namespace, kind, hosts, parent, expected) in [
         ("shop", http, &[][..], json!({}), "[0, 1]"),
         ("team", http, &[], json!({}), "[1, 2]"),
-        ("team", Kind::GrpcRoute, &[], json!({}), "[1, 2, 3]"),
+        ("team", Kind::GrpcRoute, &[], json!({}), "[1, 2, 4]"),
+        ("shop", Kind::TlsRoute, &["a.example"], json!({}), "[3]"),
+        (
+            "shop",
+            Kind::TlsRoute,
+            &[],
+            section("same"),
+            "NotAllowedByListeners",
+        ),
         ("team", http, &["a.other"], json!({}), "[2]"),
         ("team", http, &[], json!({"port": 81}), "[1]"),
         ("team", http, &[], section("all"), "[1]"),

@@ -1,4 +1,4 @@
-//! `HTTPRoute` and `GRPCRoute` to the rules that waypoints obey.
+//! `HTTPRoute`, `GRPCRoute` and `TLSRoute` to the rules that waypoints obey.
 //!
 //! Nothing of a route is dropped: a rule with a part that waypoints don't know is answered with 500, and a backend
 //! that doesn't exist with its share of that, as the Gateway API wants it.
@@ -11,7 +11,7 @@ use seine_objects::{
     Kind, ObjectKey, ObjectSet,
     gateway::{
         self, BackendRef, Filter, GrpcRoute, HttpRoute, ParentRef, Retry, SessionPersistence,
-        Timeouts, parse_duration,
+        Timeouts, TlsRoute, parse_duration,
     },
     k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -114,6 +114,38 @@ pub(super) fn translate(
         };
         translate_route(&common, &world, resources, || grpc_rules(route));
     }
+    for (key, route) in &objects.tls_routes {
+        let common = Route {
+            kind: Kind::TlsRoute,
+            key,
+            metadata: &route.metadata,
+            parent_refs: &route.spec.parent_refs,
+            hostnames: &route.spec.hostnames,
+            unread: route.unread(),
+        };
+        translate_route(&common, &world, resources, || tls_rules(route));
+    }
+}
+
+/// A route of TLS that is passed on leads on alone.
+fn tls_rules(route: &TlsRoute) -> Vec<Rule<'_>> {
+    let rules = route.spec.rules.iter().map(|rule| {
+        let mut notes = Notes::default();
+        if rule
+            .backend_refs
+            .iter()
+            .any(|backend| !backend.filters.is_empty())
+        {
+            notes.refuse("filters: what is in TLS can't be changed".into());
+        }
+        Rule {
+            name: rule.name.as_deref(),
+            backends: &rule.backend_refs,
+            notes,
+            ..Rule::default()
+        }
+    });
+    rules.collect()
 }
 
 fn translate_route<'a>(
@@ -204,6 +236,10 @@ fn grpc_rules(route: &GrpcRoute) -> Vec<Rule<'_>> {
 fn parents(route: &Route<'_>, world: &World<'_>, notes: &mut Vec<String>) -> Vec<wire::Parent> {
     let mut found = Vec::new();
     for parent in route.parent_refs {
+        if is_service(parent) && route.kind == Kind::TlsRoute {
+            notes.push("a TLSRoute is for Gateways: a Service can't be its parent".into());
+            continue;
+        }
         if !is_service(parent) {
             // A Gateway's: it is attached to listeners, or whoever makes the Gateway reads it.
             continue;

@@ -49,6 +49,7 @@ impl Kind {
             Self::Gateway
             | Self::HttpRoute
             | Self::GrpcRoute
+            | Self::TlsRoute
             | Self::ReferenceGrant
             | Self::AuthorizationPolicy
             | Self::MeshTls

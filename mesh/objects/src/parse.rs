@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     ObjectKey,
     document::{Document, split},
-    gateway::{self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
+    gateway::{self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant, TlsRoute},
     istio::{self, PeerAuthentication},
     pods,
     policy::{
@@ -46,6 +46,7 @@ pub enum Kind {
     Gateway,
     HttpRoute,
     GrpcRoute,
+    TlsRoute,
     ReferenceGrant,
     AuthorizationPolicy,
     MeshTls,
@@ -71,6 +72,7 @@ impl fmt::Display for Kind {
             Self::PeerAuthentication => f.write_str("PeerAuthentication.security.istio.io"),
             Self::HttpRoute => f.write_str("HTTPRoute"),
             Self::GrpcRoute => f.write_str("GRPCRoute"),
+            Self::TlsRoute => f.write_str("TLSRoute"),
             other => fmt::Debug::fmt(other, f),
         }
     }
@@ -95,6 +97,7 @@ pub enum Object {
     Gateway(Arc<Gateway>),
     HttpRoute(Arc<HttpRoute>),
     GrpcRoute(Arc<GrpcRoute>),
+    TlsRoute(Arc<TlsRoute>),
     ReferenceGrant(Arc<ReferenceGrant>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     MeshTls(Arc<MeshTls>),
@@ -120,6 +123,7 @@ impl Object {
             Self::Gateway(_) => Kind::Gateway,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::MeshTls(_) => Kind::MeshTls,
@@ -145,6 +149,7 @@ impl Object {
             Self::Gateway(object) => Ok(object.given.clone()),
             Self::HttpRoute(object) => Ok(object.given.clone()),
             Self::GrpcRoute(object) => Ok(object.given.clone()),
+            Self::TlsRoute(object) => Ok(object.given.clone()),
             Self::ReferenceGrant(object) => serde_json::to_value(&**object),
             Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::MeshTls(object) => serde_json::to_value(&**object),
@@ -443,6 +448,7 @@ pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
         (gateway::API_VERSION, "Gateway") => Kind::Gateway,
         (gateway::API_VERSION, "HTTPRoute") => Kind::HttpRoute,
         (gateway::API_VERSION, "GRPCRoute") => Kind::GrpcRoute,
+        (gateway::API_VERSION, "TLSRoute") => Kind::TlsRoute,
         (gateway::API_VERSION | gateway::BETA_API_VERSION, "ReferenceGrant") => {
             Kind::ReferenceGrant
         }
@@ -491,6 +497,12 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             check(route.validate())?;
             route.given = value.clone();
             Object::GrpcRoute(Arc::new(route))
+        }
+        Kind::TlsRoute => {
+            let mut route: TlsRoute = typed(value)?;
+            check(route.validate())?;
+            route.given = value.clone();
+            Object::TlsRoute(Arc::new(route))
         }
         Kind::ReferenceGrant => Object::ReferenceGrant(Arc::new(typed(value)?)),
         Kind::AuthorizationPolicy => {

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 
 use crate::{
     Kind, Object,
-    gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant},
+    gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant, TlsRoute},
     istio,
     policy::{AuthorizationPolicy, MeshTls, RequestAuthentication, TrafficPolicy},
     tls_secret::TlsSecret,
@@ -49,6 +49,8 @@ pub struct ObjectSet {
     pub http_routes: Objects<HttpRoute>,
     /// Of every parent.
     pub grpc_routes: Objects<GrpcRoute>,
+    /// Of every parent.
+    pub tls_routes: Objects<TlsRoute>,
     /// Of every namespace.
     pub reference_grants: Objects<ReferenceGrant>,
     /// `policy.seine.dev` authorization policies.
@@ -100,6 +102,7 @@ impl ObjectSet {
             Object::Gateway(object) => drop(self.gateways.insert(key, object)),
             Object::HttpRoute(object) => drop(self.http_routes.insert(key, object)),
             Object::GrpcRoute(object) => drop(self.grpc_routes.insert(key, object)),
+            Object::TlsRoute(object) => drop(self.tls_routes.insert(key, object)),
             Object::ReferenceGrant(object) => drop(self.reference_grants.insert(key, object)),
             Object::AuthorizationPolicy(object) => {
                 drop(self.authorization_policies.insert(key, object));
@@ -133,6 +136,7 @@ impl ObjectSet {
             Kind::Gateway => self.gateways.remove(key).is_some(),
             Kind::HttpRoute => self.http_routes.remove(key).is_some(),
             Kind::GrpcRoute => self.grpc_routes.remove(key).is_some(),
+            Kind::TlsRoute => self.tls_routes.remove(key).is_some(),
             Kind::ReferenceGrant => self.reference_grants.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
@@ -160,6 +164,7 @@ impl ObjectSet {
             Kind::Gateway => self.gateways.contains_key(key),
             Kind::HttpRoute => self.http_routes.contains_key(key),
             Kind::GrpcRoute => self.grpc_routes.contains_key(key),
+            Kind::TlsRoute => self.tls_routes.contains_key(key),
             Kind::ReferenceGrant => self.reference_grants.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
@@ -188,6 +193,7 @@ impl ObjectSet {
             Object::Gateway(object) => same(&self.gateways, key, object),
             Object::HttpRoute(object) => same(&self.http_routes, key, object),
             Object::GrpcRoute(object) => same(&self.grpc_routes, key, object),
+            Object::TlsRoute(object) => same(&self.tls_routes, key, object),
             Object::ReferenceGrant(object) => same(&self.reference_grants, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
@@ -217,6 +223,7 @@ impl ObjectSet {
             Kind::Gateway => Box::new(self.gateways.keys()),
             Kind::HttpRoute => Box::new(self.http_routes.keys()),
             Kind::GrpcRoute => Box::new(self.grpc_routes.keys()),
+            Kind::TlsRoute => Box::new(self.tls_routes.keys()),
             Kind::ReferenceGrant => Box::new(self.reference_grants.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
@@ -251,6 +258,7 @@ impl ObjectSet {
         share(&mut self.gateways, &older.gateways);
         share(&mut self.http_routes, &older.http_routes);
         share(&mut self.grpc_routes, &older.grpc_routes);
+        share(&mut self.tls_routes, &older.tls_routes);
         share(&mut self.reference_grants, &older.reference_grants);
         share(
             &mut self.authorization_policies,

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             what_a_client_says_of_where_it_comes_from_is_not_believed,
             a_service_of_a_waypoint_is_reached_through_that,
             tls_ends_for_the_host_that_the_client_asks_for_and_for_no_other,
+            tls_is_passed_on_as_it_is_for_the_host_that_a_route_names,
             a_certificate_is_replaced_without_a_request_that_fails,
             a_policy_at_the_gateway_is_judged_before_any_route,
             a_port_without_a_listener_is_closed,
@@ -48,6 +49,7 @@ fn up() -> Result<Bed> {
         http("alone", 80, Some("alone.example")),
         https("secure", "secure.example", "secure"),
         https("wild", "*.wild.example", "wild"),
+        {"name": "passed", "port": 8443, "protocol": "TLS", "hostname": "*.example", "tls": {"mode": "Passthrough"}},
     ]);
     let to = |name: &str| json!([{"name": name, "port": 80}]);
     let at = |path: &str, backends: Value| json!({"matches": [{"path": {"value": path}}], "backendRefs": backends});
@@ -78,6 +80,25 @@ fn up() -> Result<Bed> {
                 json!([{"name": "mesh", "port": 15008, "protocol": "HBONE"}]),
             ),
             gateway("gw", "seine", listeners),
+            gateway(
+                "inner",
+                "seine",
+                json!([https("secure", "inner.example", "secure")]),
+            ),
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "TLSRoute",
+                "metadata": {"name": "inner", "namespace": "mesh"},
+                "spec": {
+                    "parentRefs": [{"name": "gw"}], "hostnames": ["inner.example"],
+                    "rules": [{"backendRefs": [{"name": "inner", "port": 443}]}],
+                },
+            }),
+            route(
+                "inner",
+                json!({"name": "inner"}),
+                &[],
+                json!([at("/", to("v1"))]),
+            ),
             secret("secure", &certificate("secure.example")?),
             secret("wild", &certificate("*.wild.example")?),
             route(
@@ -116,7 +137,8 @@ fn up() -> Result<Bed> {
                 "spec": {
                     "action": "Deny",
                     "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gw"}],
-                    "rules": [{"to": [{"paths": ["/admin*"]}]}],
+                    // Of a connection that nobody reads it would deny each.
+                    "rules": [{"to": [{"paths": ["/admin*"], "ports": [80, 443]}]}],
                 },
             }),
         ],
@@ -173,10 +195,15 @@ fn got(bed: &Bed, host: &str, path: &str, status: u16) -> Result<String> {
 
 /// curl, from outside the mesh, to port 443 of the Gateway under this name: status and answer.
 fn curl(bed: &Bed, name: &str, path: &str, more: &[&str]) -> Result<String> {
+    curl_at(bed, 443, name, path, more)
+}
+
+/// The same to another port.
+fn curl_at(bed: &Bed, port: u16, name: &str, path: &str, more: &[&str]) -> Result<String> {
     let address = bed.service_ips("mesh/gw")?.0;
     let (resolve, url) = (
-        format!("{name}:443:{address}"),
-        format!("https://{name}{path}"),
+        format!("{name}:{port}:{address}"),
+        format!("https://{name}:{port}{path}"),
     );
     let mut command = vec![
         "curl",
@@ -276,6 +303,35 @@ fn tls_ends_for_the_host_that_the_client_asks_for_and_for_no_other(bed: &Bed) ->
         unknown.contains("\n000 ") && unknown.contains("unrecognized name"),
         "{unknown}"
     );
+    Ok(())
+}
+
+fn tls_is_passed_on_as_it_is_for_the_host_that_a_route_names(bed: &Bed) -> Result<()> {
+    // The other Gateway ends it.
+    let passed = curl_at(bed, 8443, "inner.example", "/x", &[])?;
+    ensure!(
+        passed.contains("pod v1") && passed.contains("\n200 HTTP/2"),
+        "{passed}"
+    );
+    let own = |name: &str| {
+        let pods = bed.lab().status()?.pods;
+        let pod = pods.into_iter().find(|pod| pod.name.starts_with(name));
+        let pod = pod.context("there is no pod of the Gateway")?;
+        anyhow::Ok(pod.name)
+    };
+    let (first, _) = bed.pod_ips(&format!("mesh/{}", own("gw-")?))?;
+    ensure!(
+        passed.contains(&format!("x-forwarded-for: {first}")),
+        "{passed}"
+    );
+    for (name, why) in [("other.example", "NO_ROUTE"), ("other.org", "TLS_FAILURE")] {
+        let refused = curl_at(bed, 8443, name, "/x", &[])?;
+        ensure!(refused.contains("\n000 "), "{refused}");
+        until(&format!("the Gateway logs {why}"), || {
+            let log = bed.lab().pod_logs("mesh", &own("gw-")?)?;
+            Ok(log.lines().any(|line| line.contains(why)).then_some(()))
+        })?;
+    }
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::hello::{self, Rewound};
 use super::listener::{Listener, Protocol};
-use super::{Door, forwarded};
+use super::{Door, forwarded, passthrough};
 use crate::bind::{Bound, First, unmapped};
 use crate::serve::{self, MAX_HANDSHAKES};
 use crate::shared::Shared;
@@ -163,13 +163,20 @@ async fn connection(
         let of_request = move |request: &mut Request<Incoming>| marked(&bound, trusted, request);
         return serve::http(shared, peer, of_request, tcp, drain).await;
     }
-    let (listener, stream) = match timeout(HANDSHAKE, handshake(&port, tcp, limits)).await {
-        Ok(Ok(done)) => done,
+    let begun = match timeout(HANDSHAKE, begin(&port, tcp, limits)).await {
+        Ok(Ok(begun)) => begun,
         Ok(Err(why)) => return refused(&shared, peer, &why),
         Err(_) => return refused(&shared, peer, "the handshake took too long"),
     };
-    let Some((bound, trusted)) = bound(Some(listener)) else {
+    let (Begun::Ended(listener, _) | Begun::Passed(listener, ..)) = &begun;
+    let Some((bound, trusted)) = bound(Some(listener.clone())) else {
         return no_service(&shared, peer);
+    };
+    let stream = match begun {
+        Begun::Ended(_, stream) => stream,
+        Begun::Passed(listener, host, stream) => {
+            return passthrough::carry(&shared, &bound, &listener, &host, stream).await;
+        }
     };
     let of_request = move |request: &mut Request<Incoming>| marked(&bound, trusted, request);
     serve::http(shared, peer, of_request, stream, drain).await;
@@ -177,12 +184,20 @@ async fn connection(
 
 type Tls = tokio_rustls::server::TlsStream<Rewound>;
 
-/// The listener that the client asks for by name, and what is said within its TLS.
-async fn handshake(
+/// What became of a connection that began with TLS.
+enum Begun {
+    /// What is said within it.
+    Ended(Arc<Listener>, Box<Tls>),
+    /// All of it, for the host that the client asks for.
+    Passed(Arc<Listener>, String, Rewound),
+}
+
+/// The listener that the client asks for by name.
+async fn begin(
     port: &super::listeners::Port,
     mut tcp: TcpStream,
     limits: &Limits,
-) -> Result<(Arc<Listener>, Tls), String> {
+) -> Result<Begun, String> {
     let text = |error: std::io::Error| error.to_string();
     let hello = hello::read(&mut tcp).await.map_err(text)?;
     let Some(listener) = port.taking(&hello.host) else {
@@ -190,13 +205,17 @@ async fn handshake(
         let _ = tcp.write_all(&hello::UNRECOGNIZED_NAME).await;
         return Err(format!("no listener is for {:?}", hello.host));
     };
-    let Protocol::Https(config) = &listener.protocol else {
-        return Err(format!("{} does not end TLS", listener.name));
+    let stream = Rewound::new(hello.bytes, tcp);
+    let config = match &listener.protocol {
+        Protocol::Https(config) => config,
+        Protocol::Passthrough => return Ok(Begun::Passed(listener.clone(), hello.host, stream)),
+        // The control plane lets none be at a port with TLS.
+        Protocol::Http => return Err(format!("{} speaks no TLS", listener.name)),
     };
     let _turn = limits.handshakes.acquire().await;
     let acceptor = TlsAcceptor::from(config.clone());
-    let stream = acceptor.accept(Rewound::new(hello.bytes, tcp)).await;
-    Ok((listener.clone(), stream.map_err(text)?))
+    let stream = acceptor.accept(stream).await.map_err(text)?;
+    Ok(Begun::Ended(listener.clone(), Box::new(stream)))
 }
 
 /// For whom a request is made, which its headers then say, too.

@@ -38,6 +38,8 @@ pub enum Protocol {
     Http,
     /// HTTP in TLS, which ends here.
     Https(Arc<ServerConfig>),
+    /// TLS, which is passed on.
+    Passthrough,
 }
 
 impl Listener {
@@ -47,6 +49,7 @@ impl Listener {
         let protocol = match message.protocol() {
             WireProtocol::Http => Protocol::Http,
             WireProtocol::Https => Protocol::Https(tls(&message.certificates)?),
+            WireProtocol::TlsPassthrough => Protocol::Passthrough,
             other => return Err(format!("protocol: {other:?} is not known here")),
         };
         Ok(Self {

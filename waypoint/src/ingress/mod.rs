@@ -9,6 +9,7 @@ mod hello;
 pub mod hosts;
 pub mod listener;
 pub mod listeners;
+mod passthrough;
 
 use std::sync::Arc;
 

@@ -13,6 +13,7 @@ mod listener;
 mod reference;
 mod reference_grant;
 mod session;
+mod tls_route;
 mod unread;
 
 use std::collections::BTreeSet;
@@ -43,6 +44,7 @@ pub(crate) use reference::is_token;
 pub use reference::{BackendRef, NamedMatch, ParentRef};
 pub use reference_grant::{Grantee, ReferenceGrant, ReferenceGrantSpec, Target};
 pub use session::{CookieConfig, SessionPersistence};
+pub use tls_route::{TlsRoute, TlsRouteRule, TlsRouteSpec};
 
 /// API group of Gateways and routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";
