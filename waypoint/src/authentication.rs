@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::bind::Bound;
 use crate::failure::Failure;
 use crate::head::Head;
+use crate::key_set::{KeySet, KeySets};
 use crate::path;
 use crate::shared::Shared;
 use crate::token::{self, Issuer, Keys, TokenError, Verified};
@@ -32,6 +33,7 @@ pub struct Authentications {
     /// Version and content by name.
     held: RwLock<HashMap<String, (String, Arc<Authentication>)>>,
     changes: watch::Sender<()>,
+    key_sets: KeySets,
 }
 
 impl Default for Authentications {
@@ -39,6 +41,7 @@ impl Default for Authentications {
         Self {
             held: RwLock::default(),
             changes: watch::Sender::new(()),
+            key_sets: KeySets::default(),
         }
     }
 }
@@ -54,11 +57,18 @@ pub struct Authentication {
 #[derive(Debug)]
 struct Rule {
     issuer: Issuer,
-    keys: Keys,
+    keys: KeySource,
     places: Vec<Place>,
     /// The token stays in the request.
     forward: bool,
     claim_headers: Vec<(HeaderName, Box<[Box<str>]>)>,
+}
+
+/// Where an issuer's keys are.
+#[derive(Clone, Debug)]
+enum KeySource {
+    Here(Arc<Keys>),
+    Published(Arc<KeySet>),
 }
 
 /// Where a token is.
@@ -87,7 +97,7 @@ impl Authentications {
             held.remove(name);
         }
         for resource in resources {
-            match parse(resource) {
+            match parse(resource, &self.key_sets) {
                 Ok(found) => {
                     let found = (resource.version.clone(), Arc::new(found));
                     held.insert(resource.name.clone(), found);
@@ -123,11 +133,11 @@ impl Authentications {
     }
 }
 
-fn parse(resource: &Resource) -> Result<Authentication, String> {
+fn parse(resource: &Resource, key_sets: &KeySets) -> Result<Authentication, String> {
     let body = resource.resource.as_ref().ok_or("it has no content")?;
     let message = RequestAuthentication::decode(&*body.value).map_err(|error| error.to_string())?;
     let rules = message.rules.iter().enumerate().map(|(index, rule)| {
-        Rule::parse(rule).map_err(|problem| format!("rules[{index}]: {problem}"))
+        Rule::parse(rule, key_sets).map_err(|problem| format!("rules[{index}]: {problem}"))
     });
     Ok(Authentication {
         rules: rules.collect::<Result<_, _>>()?,
@@ -136,7 +146,7 @@ fn parse(resource: &Resource) -> Result<Authentication, String> {
 }
 
 impl Rule {
-    fn parse(message: &wire::JwtRule) -> Result<Self, String> {
+    fn parse(message: &wire::JwtRule, key_sets: &KeySets) -> Result<Self, String> {
         let header = |text: &str| {
             let name = text.parse::<HeaderName>();
             name.map_err(|_| format!("{text:?} is no header's name"))
@@ -165,7 +175,13 @@ impl Rule {
                 name: message.issuer.clone(),
                 audiences: message.audiences.clone(),
             },
-            keys: Keys::parse(message.jwks.as_bytes()).map_err(|why| format!("jwks: {why}"))?,
+            keys: match message.jwks_uri.as_str() {
+                "" => {
+                    let keys = Keys::parse(message.jwks.as_bytes());
+                    KeySource::Here(Arc::new(keys.map_err(|why| format!("jwks: {why}"))?))
+                }
+                uri => KeySource::Published(key_sets.at(uri)?),
+            },
             places,
             forward: message.forward,
             claim_headers: claim_headers.collect::<Result<_, String>>()?,
@@ -175,7 +191,7 @@ impl Rule {
 
 /// Verifies the request's token, if it has one, and takes from the request what is not for its backend.
 pub(crate) async fn authenticate(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     bound: &Bound,
     head: &mut Head,
     parts: &mut request::Parts,
@@ -191,24 +207,25 @@ pub(crate) async fn authenticate(
         }
     }
     let rules: Vec<&Rule> = found.iter().flat_map(|one| &one.rules).collect();
-    Ok(checked(&rules, head, &mut parts.headers)?)
-}
-
-fn checked(
-    rules: &[&Rule],
-    head: &mut Head,
-    headers: &mut HeaderMap,
-) -> Result<Option<Verified>, TokenError> {
-    let presented = presented(rules, head, headers)?;
-    strip_claims(rules, headers);
+    let presented = presented(&rules, head, &parts.headers)?;
+    strip_claims(&rules, &mut parts.headers);
     let Some((place, token)) = presented else {
         return Ok(None);
     };
-    let (rule, verified) = verify(rules, &place, &token)?;
-    if !rule.forward {
-        take(&place, &token, head, headers);
+    let claimed = token::unverified(&token)?;
+    let mut with_keys = Vec::new();
+    for rule in candidates(&rules, &place, &claimed) {
+        let keys = match &rule.keys {
+            KeySource::Here(keys) => keys.clone(),
+            KeySource::Published(set) => {
+                let keys = set.keys(shared, claimed.key_id.as_deref()).await;
+                keys.ok_or_else(|| Failure::Keys(rule.issuer.name.clone()))?
+            }
+        };
+        with_keys.push((rule, keys));
     }
-    tell(rule, &verified.claims, headers);
+    let (rule, verified) = verify(&rules, &with_keys, &token)?;
+    accept(rule, &verified, &place, &token, head, &mut parts.headers);
     Ok(Some(verified))
 }
 
@@ -307,19 +324,23 @@ fn is_parameter(pair: &str, name: &str) -> bool {
     path::decode(found) == name.as_bytes()
 }
 
-/// By the first rule that accepts the token.
-fn verify<'a>(
-    rules: &[&'a Rule],
-    place: &Place,
-    text: &str,
-) -> Result<(&'a Rule, Verified), TokenError> {
-    let claimed = token::unverified(text)?;
-    let mut last = TokenError::Issuer;
+/// The rules of the issuer that the token claims to be of, which look for one where it was found.
+fn candidates<'a>(rules: &[&'a Rule], place: &Place, claimed: &token::Unverified) -> Vec<&'a Rule> {
     let of_issuer = rules
         .iter()
         .filter(|rule| rule.places.contains(place) && rule.issuer.name == claimed.issuer);
-    for rule in of_issuer {
-        match token::verify(text, &rule.issuer, &rule.keys) {
+    of_issuer.copied().collect()
+}
+
+/// By the first candidate that accepts the token.
+fn verify<'a>(
+    rules: &[&'a Rule],
+    candidates: &[(&'a Rule, Arc<Keys>)],
+    text: &str,
+) -> Result<(&'a Rule, Verified), TokenError> {
+    let mut last = TokenError::Issuer;
+    for (rule, keys) in candidates {
+        match token::verify(text, &rule.issuer, keys) {
             Ok(verified) if is_of_another(rules, rule, &verified) => {
                 return Err(TokenError::Subject);
             }
@@ -328,6 +349,21 @@ fn verify<'a>(
         }
     }
     Err(last)
+}
+
+/// What becomes of a request with a valid token.
+fn accept(
+    rule: &Rule,
+    verified: &Verified,
+    place: &Place,
+    token: &str,
+    head: &mut Head,
+    headers: &mut HeaderMap,
+) {
+    if !rule.forward {
+        take(place, token, head, headers);
+    }
+    tell(rule, &verified.claims, headers);
 }
 
 /// `https://a` may say of a subject `b/c` what `https://a/b` says of `c`: by the principal nobody could tell them apart.

@@ -76,6 +76,10 @@ pub struct Config {
     #[arg(long, env = "SEINE_NETWORK", default_value = "")]
     pub network: String,
 
+    /// PEM file of the roots that vouch for issuers whose keys are fetched by https; read anew for every use.
+    #[arg(long, env = "SEINE_JWKS_ROOTS")]
+    pub jwks_roots: Option<PathBuf>,
+
     /// Takes connections from outside the mesh, at the listeners of this pod's Gateway, and no tunnels.
     #[arg(long, env = "SEINE_INGRESS", default_value = "false")]
     pub ingress: bool,

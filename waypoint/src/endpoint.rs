@@ -98,16 +98,11 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    /// It is asked by a Gateway, which is a client of the mesh itself, and passes no waypoint by.
-    fn is_of_gateway(&self) -> bool {
-        self.first.identity.is_none()
-    }
-
     /// A waypoint is asked, which then chooses among the endpoints.
-    fn is_through_waypoint(&self) -> bool {
+    fn is_through_waypoint(&self, shared: &Shared) -> bool {
         let service = self.service;
         let bound = service.waypoint.is_some() || !service.weighted_waypoints.is_empty();
-        self.is_of_gateway() && bound
+        shared.config.ingress && bound
     }
 
     /// Endpoints of which one may be chosen.
@@ -136,7 +131,7 @@ pub(crate) fn choose(
     }
     let (backend, rules) = (&wanted.backend, wanted.backend.rules());
     let loads = &backend.loads;
-    if wanted.is_through_waypoint() {
+    if wanted.is_through_waypoint(shared) {
         return drawn(shared, wanted, tried, |endpoint| loads.cost(endpoint));
     }
     if let Some(uid) = wanted.of_session.filter(|uid| !tried.contains(*uid)) {
@@ -285,7 +280,8 @@ fn draw(shared: &Shared, wanted: &Wanted<'_>, tried: &[Arc<str>]) -> Result<Endp
     let client = wanted.first.address.ip();
     let own = shared.own_workload();
     let store = &shared.store;
-    let found = match wanted.is_of_gateway() {
+    // A Gateway is a client of the mesh itself, and passes no waypoint by.
+    let found = match shared.config.ingress {
         false => store.resolve_backend(service, port, client, own.as_deref(), tried),
         true => store.resolve_service(service, port, client, own.as_deref(), tried),
     };

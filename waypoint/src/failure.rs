@@ -24,6 +24,9 @@ pub enum Failure {
     /// A token that is not valid.
     #[error("{0}")]
     Token(#[from] TokenError),
+    /// The token's issuer can't be asked for its keys.
+    #[error("the keys of {0} can't be had")]
+    Keys(String),
     /// Policy, or the absence of it.
     #[error("{0}")]
     Denied(Reason),
@@ -109,7 +112,8 @@ impl Failure {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Route { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Unavailable(_)
+            Self::Keys(_)
+            | Self::Unavailable(_)
             | Self::Overloaded(_)
             | Self::Connect { .. }
             | Self::Tunnel(_)
@@ -152,6 +156,7 @@ impl Failure {
             Self::Denied(_) => "DENY",
             Self::Limited(_) => "RATE_LIMITED",
             Self::Overloaded(_) => "OVERLOADED",
+            Self::Keys(_) => "KEYS",
             Self::NoRoute => "NO_ROUTE",
             Self::Misdirected => "MISDIRECTED",
             Self::Route { .. } => "ROUTE",
@@ -174,7 +179,8 @@ impl Failure {
             | Self::NoRoute
             | Self::Misdirected => Fault::Downstream,
             Self::Route { .. } | Self::NoCertificate { .. } => Fault::Internal,
-            Self::Unavailable(_)
+            Self::Keys(_)
+            | Self::Unavailable(_)
             | Self::Overloaded(_)
             | Self::Connect { .. }
             | Self::Tunnel(_)

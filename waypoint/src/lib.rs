@@ -26,6 +26,7 @@ mod forward;
 pub mod head;
 pub mod ingress;
 mod judge;
+mod key_set;
 mod limit;
 mod linger;
 mod metrics;

@@ -310,9 +310,9 @@ impl Upstreams {
             host: Some((&*endpoint.service.key.hostname).into()),
         });
         request.traceparent = trace;
-        request.proxy_kind = Some(match first.identity {
-            Some(_) => ProxyKind::Waypoint,
-            None => ProxyKind::Gateway,
+        request.proxy_kind = Some(match shared.config.ingress {
+            false => ProxyKind::Waypoint,
+            true => ProxyKind::Gateway,
         });
         request.first_client.clone_from(&first.identity);
         let opened = Box::pin(self.tunnels.open(&key, &self.connector, &request)).await?;

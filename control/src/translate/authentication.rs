@@ -87,7 +87,8 @@ fn rule(rule: &JwtRule) -> wire::JwtRule {
     wire::JwtRule {
         issuer: rule.issuer.clone(),
         audiences: rule.audiences.clone(),
-        jwks: rule.jwks.clone(),
+        jwks: rule.jwks.clone().unwrap_or_default(),
+        jwks_uri: rule.jwks_uri.clone().unwrap_or_default(),
         from_headers: headers
             .map(|header| wire::TokenHeader {
                 name: header.name.to_ascii_lowercase(),

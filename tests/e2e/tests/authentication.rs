@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
-use seine_e2e::manifests::{Pod, meshed_namespace, service};
+use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
 use seine_e2e::trial::Shared;
 use seine_e2e::{Bed, trials, until};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const PORTS: [(&str, u16, u16); 1] = [("http", 80, 8080)];
 const ISSUER: &str = "https://issuer.test";
@@ -22,6 +23,8 @@ fn main() -> ExitCode {
             a_token_decides_who_asks_and_the_service_is_told_and_nobody_else_tells_it,
             a_claim_decides_and_a_denial_by_one_wins,
             a_token_that_is_not_valid_is_refused_wherever_it_is_sent,
+            the_keys_that_an_issuer_publishes_are_followed_through_rotation_and_outage,
+            without_an_issuers_keys_its_tokens_are_refused_and_those_of_others_are_not,
         ],
     )
 }
@@ -31,6 +34,8 @@ struct Stage {
     bed: Bed,
     issuer: EncodingKey,
     stranger: EncodingKey,
+    /// Of the pods, too: what issuers publish.
+    files: TempDir,
 }
 
 impl Shared for Stage {
@@ -51,6 +56,19 @@ fn jwks(key: &EncodingKey) -> Result<String> {
 
 fn up() -> Result<Stage> {
     let (issuer, stranger) = (new_key()?, new_key()?);
+    let files = tempfile::tempdir()?;
+    let published = |name: &str| {
+        let folder = files.path().display();
+        format!("http://issuer.mesh.svc.cluster.local{folder}/{name}.json")
+    };
+    let mut publisher = Pod::new("mesh", "issuer", 2)
+        .serves(&["page:8080"])
+        .object();
+    // What changes after a pod has begun it sees in a volume.
+    let volume = json!({"name": "files", "hostPath": {"path": files.path()}});
+    publisher["spec"]["volumes"] = json!([volume]);
+    publisher["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "files", "mountPath": files.path()}]);
     let mut web = service("mesh", "web", "web", &PORTS);
     web["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
     let objects = [
@@ -72,6 +90,22 @@ fn up() -> Result<Stage> {
                 "issuer": ISSUER, "audiences": ["web"], "jwks": jwks(&issuer)?,
                 "outputClaimToHeaders": [{"header": "X-User", "path": ["sub"]}],
             }]}),
+        ),
+        publisher,
+        service("mesh", "issuer", "issuer", &PORTS),
+        plain_namespace("plain"),
+        Pod::new("plain", "issuer", 2)
+            .serves(&["page:8080"])
+            .object(),
+        service("plain", "issuer", "issuer", &PORTS),
+        policy(
+            "RequestAuthentication",
+            "published",
+            json!({"jwtRules": [
+                {"issuer": "https://published.test", "jwksUri": published("keys")},
+                {"issuer": "https://gone.test", "jwksUri": published("gone")},
+                {"issuer": "https://plain.test", "jwksUri": published("keys").replace("mesh", "plain")},
+            ]}),
         ),
         policy(
             "AuthorizationPolicy",
@@ -95,6 +129,7 @@ fn up() -> Result<Stage> {
         bed: Bed::up("e2e-authn", &objects)?,
         issuer,
         stranger,
+        files,
     })
 }
 
@@ -148,6 +183,20 @@ impl Stage {
     fn with_token(&self, path: &str, token: &str, status: u16) -> Result<String> {
         let value = format!("Bearer {token}");
         self.get(path, &[("authorization", &value)], status)
+    }
+
+    /// Has the issuer publish these keys, by their names.
+    fn publish(&self, keys: &[(&str, &EncodingKey)]) -> Result<()> {
+        let mut set = Vec::new();
+        for (id, key) in keys {
+            let mut key = json!(Jwk::from_encoding_key(key, Algorithm::ES256)?);
+            key["kid"] = json!(id);
+            set.push(key);
+        }
+        let (new, path) = ("new.json", "keys.json");
+        let file = |name: &str| self.files.path().join(name);
+        std::fs::write(file(new), json!({"keys": set}).to_string())?;
+        Ok(std::fs::rename(file(new), file(path))?)
     }
 
     fn waypoint_log(&self) -> Result<String> {
@@ -307,5 +356,71 @@ fn a_token_that_is_not_valid_is_refused_wherever_it_is_sent(stage: &Stage) -> Re
     ] {
         stage.with_token("/open", &stage.token(&more)?, 200)?;
     }
+    Ok(())
+}
+
+/// A token of an issuer who names his key.
+fn named(issuer: &str, id: &str, key: &EncodingKey) -> Result<String> {
+    let mut header = Header::new(Algorithm::ES256);
+    header.kid = Some(id.into());
+    let claims = Stage::claims(&json!({"iss": issuer}));
+    Ok(encode(&header, &claims, key)?)
+}
+
+fn the_keys_that_an_issuer_publishes_are_followed_through_rotation_and_outage(
+    stage: &Stage,
+) -> Result<()> {
+    let (a, b) = (new_key()?, new_key()?);
+    let of = |id: &str, key: &EncodingKey| named("https://published.test", id, key);
+    stage.publish(&[("a", &a)])?;
+    stage.with_token("/anybody", &of("a", &a)?, 200)?;
+    let answer = stage.with_token("/anybody", &of("b", &b)?, 401)?;
+    ensure!(answer.contains("no such key"), "{answer}");
+    // By another's key in its name, too.
+    stage.with_token("/anybody", &of("a", &b)?, 401)?;
+    // Rotation: the first tokens with the new key have it fetched, not more often than every few seconds.
+    stage.publish(&[("a", &a), ("b", &b)])?;
+    let token = of("b", &b)?;
+    until("the new key is known", || {
+        let value = format!("Bearer {token}");
+        let request = format!(
+            "GET /anybody HTTP/1.1\r\nhost: web\r\nconnection: close\r\nauthorization: {value}\r\n\r\n"
+        );
+        let asked = stage.bed.ask("mesh/client", "web", 80, &request)?;
+        Ok(asked.received.starts_with("HTTP/1.1 200").then_some(()))
+    })?;
+    // Outage: the last good keys stay.
+    std::fs::remove_file(stage.files.path().join("keys.json"))?;
+    for (id, key) in [("a", &a), ("b", &b)] {
+        stage.with_token("/anybody", &of(id, key)?, 200)?;
+    }
+    stage.with_token("/anybody", &of("c", &a)?, 401)?;
+    // It was asked through the mesh, by the waypoint.
+    let log = stage.bed.lab().pod_logs("mesh", "issuer")?;
+    ensure!(log.contains("page: "), "{log}");
+    stage
+        .bed
+        .await_ztunnel(2, &["direction=inbound", "sa/wp", "issuer"])?;
+    Ok(())
+}
+
+fn without_an_issuers_keys_its_tokens_are_refused_and_those_of_others_are_not(
+    stage: &Stage,
+) -> Result<()> {
+    let key = new_key()?;
+    for (issuer, why) in [
+        ("https://gone.test", "404"),
+        // Outside of the mesh somebody on the way could answer.
+        (
+            "https://plain.test",
+            "http is for Services of the mesh alone",
+        ),
+    ] {
+        stage.with_token("/open", &named(issuer, "a", &key)?, 503)?;
+        stage.await_log(&["path=/open", "status=503", "response_flags=KEYS", issuer])?;
+        stage.await_log(&["keys can't be fetched", why])?;
+    }
+    stage.with_token("/open", &stage.token(&json!({}))?, 200)?;
+    stage.get("/open", &[], 200)?;
     Ok(())
 }

@@ -119,6 +119,7 @@ pod:
       - --ca-roots=/etc/seine/ca/root-cert.pem
       - --server-name={{ include "seine.serverName" $ }}
       - --token-file=/var/run/secrets/seine/token
+      - --jwks-roots=/etc/seine/jwks/roots.pem
       - --trust-domain={{ .Values.trustDomain }}
       - --cluster-id={{ .Values.clusterId }}
       - --network={{ .Values.network }}
@@ -170,6 +171,7 @@ pod:
       volumeMounts:
       - {name: token, mountPath: /var/run/secrets/seine, readOnly: true}
       - {name: ca-root, mountPath: /etc/seine/ca, readOnly: true}
+      - {name: jwks-roots, mountPath: /etc/seine/jwks, readOnly: true}
     volumes:
     - name: token
       projected:
@@ -178,6 +180,8 @@ pod:
         - serviceAccountToken: {audience: seine-control, expirationSeconds: 3600, path: token}
     # The control plane writes it into each namespace with a waypoint; until then the pod waits, and says for what.
     - {name: ca-root, configMap: {name: seine-ca-root}}
+    # Roots of issuers whose keys are fetched by https, from who has such ones in the namespace.
+    - {name: jwks-roots, configMap: {name: seine-jwks-roots, optional: true}}
     nodeSelector: {{- toYaml .Values.waypoint.nodeSelector | nindent 6 }}
     tolerations: {{- toYaml .Values.waypoint.tolerations | nindent 6 }}
     topologySpreadConstraints:

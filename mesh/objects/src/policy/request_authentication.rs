@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Errors, FieldError, PolicyStatus, TargetRef, jwks};
 
+// For the API server; what validation asks for, too.
+const KEYS_URI: &str = r"^https?://[^/?#@\s]+(/[^#\s]*)?$";
 /// Longer ones are nobody's.
 const MAX_TEXT: usize = 1024;
 /// Headers that say how a message is framed, where it goes, or that proxies of the mesh alone set.
@@ -58,6 +60,10 @@ pub struct RequestAuthenticationSpec {
 /// An issuer, its keys, and where its tokens are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.jwks) != has(self.jwksUri)",
+    "message": "set either jwks or jwksUri",
+}]))]
 pub struct JwtRule {
     /// What the token's `iss` must be.
     #[schemars(length(min = 1, max = MAX_TEXT))]
@@ -68,8 +74,14 @@ pub struct JwtRule {
     pub audiences: Vec<String>,
     /// The issuer's public keys: a JSON Web Key Set. Keys for RSA from 2048 bits, ECDSA with P-256 or P-384, and Ed25519
     /// are used, others left out. With a secret or private key among them it is not valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 65536))]
-    pub jwks: String,
+    pub jwks: Option<String>,
+    /// Where the issuer publishes them, in the place of `jwks`: `https`, or `http` for a Service of the mesh by its full name. The
+    /// waypoint fetches them when a token needs them, and follows their rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_TEXT), regex(pattern = KEYS_URI))]
+    pub jwks_uri: Option<String>,
     /// Headers with the token. Without these and `fromParams` it is `Authorization: Bearer TOKEN`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -146,8 +158,20 @@ impl JwtRule {
         for (index, audience) in self.audiences.iter().enumerate() {
             text(audience, || format!("{path}.audiences[{index}]"), errors);
         }
-        if let Err(problem) = jwks::check(&self.jwks) {
-            errors.add(format!("{path}.jwks"), problem);
+        match (&self.jwks, &self.jwks_uri) {
+            (Some(jwks), None) => {
+                if let Err(problem) = jwks::check(jwks) {
+                    errors.add(format!("{path}.jwks"), problem);
+                }
+            }
+            (None, Some(uri)) if !is_keys_uri(uri) => {
+                let why = format!("{uri:?} is no https://HOST[:PORT]/PATH (or http, in the mesh)");
+                errors.add(format!("{path}.jwksUri"), why);
+            }
+            (None, Some(_)) => {}
+            (None, None) | (Some(_), Some(_)) => {
+                errors.add(format!("{path}.jwks"), "set either jwks or jwksUri");
+            }
         }
         for (index, header) in self.from_headers.iter().enumerate() {
             let path = format!("{path}.fromHeaders[{index}]");
@@ -193,6 +217,26 @@ pub(super) fn claim_path(names: &[String], path: &str, errors: &mut Errors) {
     for (index, name) in names.iter().enumerate() {
         text(name, || format!("{path}.path[{index}]"), errors);
     }
+}
+
+/// As [`KEYS_URI`] has it.
+fn is_keys_uri(text: &str) -> bool {
+    let rest = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
+    let Some(rest) = rest else { return false };
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    let good = |text: &str, not: &[char]| {
+        text.chars()
+            .all(|found| found.is_ascii_graphic() && !not.contains(&found))
+    };
+    !host.is_empty()
+        && good(host, &['#', '@'])
+        && good(rest, &['#'])
+        && rest[host.len()..]
+            .chars()
+            .next()
+            .is_none_or(|next| next == '/')
 }
 
 fn text(value: &str, field: impl Fn() -> String, errors: &mut Errors) {
@@ -259,6 +303,21 @@ mod tests {
             errors("[{issuer: '', jwks: '{}'}]"),
             [at("issuer"), at("jwks")]
         );
+        for (keys, field) in [
+            ("jwksUri: 'https://a.example:8443/keys?x=y'", None),
+            ("jwksUri: 'http://a.shop.svc.cluster.local'", None),
+            ("jwksUri: 'ftp://a/b'", Some("jwksUri")),
+            ("jwksUri: 'https://user@a/b'", Some("jwksUri")),
+            ("jwksUri: 'https://a/b#c'", Some("jwksUri")),
+            ("jwksUri: 'https:///b'", Some("jwksUri")),
+            ("jwksUri: 'https://a?b'", Some("jwksUri")),
+            ("jwksUri: 'https://a/b', jwks: '{}'", Some("jwks")),
+            ("audiences: [a]", Some("jwks")),
+        ] {
+            let found = errors(&format!("[{{issuer: a, {keys}}}]"));
+            let expected: Vec<_> = field.map(at).into_iter().collect();
+            assert_eq!(found, expected, "{keys}");
+        }
         assert_eq!(errors("[]"), ["spec.jwtRules"]);
         assert!(serde_saphyr::from_str::<JwtRule>("{issuer: a, jwk: b}").is_err());
     }

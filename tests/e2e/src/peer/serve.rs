@@ -30,6 +30,8 @@ enum Behaviour {
     End,
     /// Answers an HTTP request with 200 and `ok`, and ends.
     Http,
+    /// Answers an HTTP request with the file of its path.
+    Page,
     /// Answers HTTP requests with what it sees of them, see [`super::mirror`].
     Mirror,
 }
@@ -67,6 +69,7 @@ fn parse(server: &str) -> Result<(Behaviour, u16)> {
         "reset" => Behaviour::Reset,
         "end" => Behaviour::End,
         "http" => Behaviour::Http,
+        "page" => Behaviour::Page,
         "mirror" => Behaviour::Mirror,
         other => bail!("no such behaviour: {other}"),
     };
@@ -130,6 +133,7 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, behaviour: Behaviour) 
             Ok(())
         }
         Behaviour::Http => http(&mut stream).await,
+        Behaviour::Page => page(&mut stream).await,
         Behaviour::Mirror => super::mirror::mirror(&mut stream, client).await,
     }
 }
@@ -187,6 +191,27 @@ async fn source(stream: &mut TcpStream) -> io::Result<()> {
         left -= length as u64;
     }
     stream.shutdown().await
+}
+
+async fn page(stream: &mut TcpStream) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let (mut asked, mut line) = (String::new(), String::new());
+    reader.read_line(&mut asked).await?;
+    while reader.read_line(&mut line).await? > 0 && line != "\r\n" {
+        line.clear();
+    }
+    let path = asked.split(' ').nth(1).unwrap_or_default();
+    println!("page: {path}");
+    let (status, text) = match tokio::fs::read_to_string(path).await {
+        Ok(text) => ("200 OK", text),
+        Err(error) => ("404 Not Found", error.to_string()),
+    };
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    reader.get_mut().write_all(answer.as_bytes()).await?;
+    reader.get_mut().shutdown().await
 }
 
 async fn http(stream: &mut TcpStream) -> io::Result<()> {

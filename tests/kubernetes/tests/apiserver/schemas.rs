@@ -40,6 +40,7 @@ fn tokens_by(rule: Value) -> Value {
     let fields = rule.as_object().cloned().unwrap_or_default();
     if let Some(full) = full.as_object_mut() {
         full.extend(fields);
+        full.retain(|_, value| !value.is_null());
     }
     tokens(json!({"targetRefs": [{"kind": "Service", "name": "db"}], "jwtRules": [full]}))
 }
@@ -66,6 +67,7 @@ pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
         policy(json!({"rules": [{"from": [
             {"requestPrincipals": ["https://a/b", "*"], "claims": [{"path": ["a", "b"], "values": ["c"], "notValues": ["d"]}]},
         ]}]})),
+        tokens_by(json!({"jwks": null, "jwksUri": "https://a.example:8443/keys"})),
         tokens_by(json!({
             "audiences": ["a"], "fromHeaders": [{"name": "x", "prefix": "JWT "}], "fromParams": ["t"],
             "forwardOriginalToken": true, "outputClaimToHeaders": [{"header": "X-User", "path": ["sub"]}],
@@ -142,6 +144,14 @@ pub(crate) fn each_mistake_is_refused_at_its_field(bed: &Bed) -> Result<()> {
         (
             tokens(json!({"targetRefs": [], "jwtRules": []})),
             "spec.targetRefs",
+        ),
+        (
+            tokens_by(json!({"jwksUri": "https://a/b"})),
+            "spec.jwtRules[0]",
+        ),
+        (
+            tokens_by(json!({"jwks": null, "jwksUri": "ftp://a/b"})),
+            "spec.jwtRules[0].jwksUri",
         ),
         (tokens_by(json!({"jwk": "a"})), "spec.jwtRules[0].jwk"),
         (tokens_by(json!({"issuer": ""})), "spec.jwtRules[0].issuer"),
