@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/extensions.proto",
         "proto/waypoint.proto",
         "proto/authentication.proto",
+        "proto/external_auth.proto",
     ];
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -27,6 +28,8 @@ pub(crate) enum Outgoing {
     Shared(Reading),
     /// A mirror's.
     Copy(Copy),
+    /// One of our own.
+    Own(Full<Bytes>),
 }
 
 /// How far the client is with its body: what of it is not the backend's fault.
@@ -229,7 +232,7 @@ impl Outgoing {
         match self {
             Self::Plain(_, upload) => upload.clone(),
             Self::Shared(reading) => reading.source.0.lock().upload.clone(),
-            Self::Copy(_) => Upload::default(),
+            Self::Copy(_) | Self::Own(_) => Upload::default(),
         }
     }
 }
@@ -260,6 +263,9 @@ impl Body for Outgoing {
                     .poll(cx)
                     .map(|part| part.map(|part| part.map(Part::frame)))
             }
+            Self::Own(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
             Self::Copy(copy) => {
                 if copy.ended {
                     return Poll::Ready(None);
@@ -281,6 +287,7 @@ impl Body for Outgoing {
             Self::Plain(incoming, _) => incoming.is_end_stream(),
             Self::Shared(reading) => reading.again.is_empty() && reading.source.0.lock().ended,
             Self::Copy(copy) => copy.ended,
+            Self::Own(body) => body.is_end_stream(),
         }
     }
 
@@ -290,7 +297,14 @@ impl Body for Outgoing {
             Self::Plain(incoming, _) => incoming.size_hint(),
             Self::Shared(reading) => reading.source.0.lock().hint,
             Self::Copy(copy) => copy.hint,
+            Self::Own(body) => body.size_hint(),
         }
+    }
+}
+
+impl From<Bytes> for Outgoing {
+    fn from(body: Bytes) -> Self {
+        Self::Own(Full::new(body))
     }
 }
 

@@ -33,6 +33,24 @@ pub enum Failure {
     /// More requests than a policy lets clients make; after this time there may be another.
     #[error("more requests than the service's rateLimit allows: the next one in {0:?}")]
     Limited(Duration),
+    /// A policy's provider says no. The client gets its answer.
+    #[error("{provider} refuses it, by policy {policy}")]
+    Refused {
+        /// The policy.
+        policy: String,
+        /// Who was asked.
+        provider: String,
+    },
+    /// A policy's provider says nothing that makes sense.
+    #[error("{provider}, whom policy {policy} asks: {reason}")]
+    External {
+        /// The policy.
+        policy: String,
+        /// Who was asked.
+        provider: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// No rule matches.
     #[error("no route matches")]
     NoRoute,
@@ -107,12 +125,13 @@ impl Failure {
             // RFC 6750, section 3.1.
             Self::Token(TokenError::Several) => StatusCode::BAD_REQUEST,
             Self::Token(_) => StatusCode::UNAUTHORIZED,
-            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Denied(_) | Self::Refused { .. } => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Route { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Keys(_)
+            | Self::External { .. }
             | Self::Unavailable(_)
             | Self::Overloaded(_)
             | Self::Connect { .. }
@@ -128,7 +147,7 @@ impl Failure {
         match self {
             Self::BadRequest(_) | Self::Body => GrpcStatus::Internal,
             Self::Token(_) => GrpcStatus::Unauthenticated,
-            Self::Denied(_) => GrpcStatus::PermissionDenied,
+            Self::Denied(_) | Self::Refused { .. } => GrpcStatus::PermissionDenied,
             Self::Limited(_) => GrpcStatus::ResourceExhausted,
             Self::NoRoute => GrpcStatus::Unimplemented,
             Self::Timeout(_) => GrpcStatus::DeadlineExceeded,
@@ -153,7 +172,8 @@ impl Failure {
         match self {
             Self::BadRequest(_) | Self::Body => "BAD_REQUEST",
             Self::Token(_) => "TOKEN",
-            Self::Denied(_) => "DENY",
+            Self::Denied(_) | Self::Refused { .. } => "DENY",
+            Self::External { .. } => "EXTERNAL",
             Self::Limited(_) => "RATE_LIMITED",
             Self::Overloaded(_) => "OVERLOADED",
             Self::Keys(_) => "KEYS",
@@ -175,11 +195,13 @@ impl Failure {
             | Self::Body
             | Self::Token(_)
             | Self::Denied(_)
+            | Self::Refused { .. }
             | Self::Limited(_)
             | Self::NoRoute
             | Self::Misdirected => Fault::Downstream,
             Self::Route { .. } | Self::NoCertificate { .. } => Fault::Internal,
             Self::Keys(_)
+            | Self::External { .. }
             | Self::Unavailable(_)
             | Self::Overloaded(_)
             | Self::Connect { .. }

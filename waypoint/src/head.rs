@@ -133,13 +133,16 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Takes away what only a proxy of ours may say.
 pub fn strip_own(headers: &mut HeaderMap) {
     headers.remove(CLIENT_CERTIFICATE);
-    let own = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with(OWN_PREFIX));
+    let own = headers.keys().filter(|name| is_own(name));
     let own: Vec<HeaderName> = own.cloned().collect();
     for name in own {
         headers.remove(name);
     }
+}
+
+/// Whether only a proxy of ours may say it.
+pub(crate) fn is_own(name: &HeaderName) -> bool {
+    *name == CLIENT_CERTIFICATE || name.as_str().starts_with(OWN_PREFIX)
 }
 
 impl HeaderChange {

@@ -31,7 +31,11 @@ pub(crate) async fn judge(shared: &Shared, bound: &Bound, request: Option<Asked<
         let address = address.unwrap_or(bound.destination.ip());
         let destination = SocketAddr::new(address, *port);
         let other = judge_as(shared, bound, service, destination, request).await;
+        let asks = [&decision.asks[..], &other.asks].concat();
         decision = stricter(decision, other);
+        if decision.allowed {
+            decision.asks = asks;
+        }
     }
     decision
 }
@@ -134,6 +138,7 @@ mod tests {
                 let because = Reason::NoAllowPolicy;
                 Box::new(Audit { allowed, because })
             }),
+            asks: Vec::new(),
         };
         let (allowed, would_deny, denied) = (
             decision(true, None),

@@ -21,6 +21,7 @@ pub mod config;
 mod cookie;
 mod cors;
 pub mod endpoint;
+mod external;
 pub mod failure;
 mod forward;
 pub mod head;

@@ -13,6 +13,7 @@ use seine_identity::Identity;
 use crate::authentication::authenticate;
 use crate::bind::Bound;
 use crate::cors::is_preflight;
+use crate::external::{Told, ask};
 use crate::failure::Failure;
 use crate::forward::{Call, forward};
 use crate::head::{self, Head};
@@ -73,6 +74,24 @@ async fn route(
         return Err(Failure::Denied(decision.because));
     }
     limit::admit(shared, bound, &parts.headers)?;
+    let told = match ask(
+        shared,
+        bound,
+        &decision.asks,
+        &head,
+        &mut parts,
+        &entry.span,
+    )
+    .await?
+    {
+        Told::Allowed(changes) => changes.on_request(&mut parts.headers),
+        // In its own terms.
+        Told::Denied(_, failure) if entry.grpc => return Err(failure),
+        Told::Denied(response, failure) => {
+            entry.failure = Some(failure);
+            return Ok(*response);
+        }
+    };
     let upgrade = upgrade::wanted(&mut parts);
     let grpc = is_grpc(parts.version, &parts.headers);
     head::strip_hop_by_hop(&mut parts.headers);
@@ -84,6 +103,18 @@ async fn route(
         upgrade,
     };
 
+    let mut response = routed(shared, bound, allowed, entry).await?;
+    told.on_response(response.headers_mut());
+    Ok(response)
+}
+
+/// By the rule that decides, or without one to the service itself.
+async fn routed(
+    shared: &Arc<Shared>,
+    bound: &Arc<Bound>,
+    allowed: Allowed,
+    entry: &mut Entry,
+) -> Result<Response<Body>, Failure> {
     let rules = shared.routes.of(&bound.service.key);
     let identity = bound.first.identity.as_ref();
     let from = identity.map_or("", Identity::namespace);

@@ -228,7 +228,7 @@ fn allow_except(ports: &Ports, exception: Exception, settings: &Settings) -> Aut
 }
 
 /// None where there is nothing to say.
-fn extensions(ours: AuthorizationExtension) -> Vec<Extension> {
+pub(super) fn extensions(ours: AuthorizationExtension) -> Vec<Extension> {
     if ours == AuthorizationExtension::default() {
         return Vec::new();
     }
@@ -354,6 +354,10 @@ fn lower<'a>(
 ) -> Lowered<'a> {
     let spec = &policy.spec;
     let mut finding = PolicyFinding::default();
+    let provider = spec.provider.as_ref();
+    let unresolved =
+        provider.and_then(|provider| request::unresolved_provider(provider, key, services));
+    finding.unresolved.extend(unresolved);
     let (mut found, mut bound) = (Vec::new(), false);
     for target in &spec.target_refs {
         let of = ObjectKey::new(&key.namespace, &target.name);
@@ -379,6 +383,9 @@ fn lower<'a>(
                 gateway::GROUP
             )),
         }
+    }
+    if spec.action == Action::External {
+        finding.unenforced.push("spec.action External".into());
     }
     let mut rules = Vec::new();
     for (index, rule) in spec.rules.iter().enumerate() {
@@ -429,7 +436,8 @@ fn lower<'a>(
 pub(super) fn enforced_as(action: Action) -> security::Action {
     match action {
         Action::Allow => security::Action::Allow,
-        Action::Deny | Action::Audit => security::Action::Deny,
+        // Who can't ask the provider denies.
+        Action::Deny | Action::Audit | Action::External => security::Action::Deny,
     }
 }
 

@@ -8,16 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     ObjectKey, ObjectSet, gateway,
-    policy::{Action, AuthorizationPolicy, Operation, Source},
+    policy::{Action, AuthorizationPolicy, Operation, Provider, ProviderProtocol, Source},
 };
 use seine_proto::{
-    extensions::{ClaimMatch, HeaderMatch, RequestMatch, TokenMatch},
+    extensions::{
+        AuthorizationExtension, ClaimMatch, ExternalProvider, HeaderMatch, RequestMatch,
+        TokenMatch, external_provider::Protocol,
+    },
     security::{Authorization, Clause, Extension, Match, Scope},
 };
 
 use super::{
     Resources, Settings, any,
-    policy::{clause, enforced_as, from, from_each, string_match},
+    policy::{clause, enforced_as, extensions, from, from_each, no_service, string_match},
     service,
 };
 
@@ -119,8 +122,51 @@ fn compile(
         action: enforced_as(spec.action).into(),
         rules,
         dry_run: spec.dry_run || spec.action == Action::Audit,
-        extensions: Vec::new(),
+        extensions: extensions(AuthorizationExtension {
+            external: spec
+                .provider
+                .as_ref()
+                .map(|provider| external(provider, key, settings)),
+            ..Default::default()
+        }),
     }
+}
+
+fn external(provider: &Provider, key: &ObjectKey, settings: &Settings) -> ExternalProvider {
+    let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let service = ObjectKey::new(&key.namespace, &provider.service);
+    ExternalProvider {
+        hostname: service::hostname(&service, settings),
+        namespace: service.namespace,
+        port: provider.port.into(),
+        protocol: match provider.protocol {
+            ProviderProtocol::Grpc => Protocol::Grpc,
+            ProviderProtocol::Http => Protocol::Http,
+        }
+        .into(),
+        timeout_ms: u64::try_from(provider.timeout().as_millis()).unwrap_or(u64::MAX),
+        fail_open: provider.fail_open,
+        path_prefix: provider.path_prefix.clone(),
+        request_headers: lower(&provider.request_headers),
+        to_backend: lower(&provider.headers_to_backend),
+        to_client: lower(&provider.headers_to_client),
+    }
+}
+
+/// Why the provider can't be asked; `None`: it can.
+pub(super) fn unresolved_provider(
+    provider: &Provider,
+    key: &ObjectKey,
+    services: &BTreeMap<ObjectKey, service::Translated>,
+) -> Option<String> {
+    let name = &provider.service;
+    let Some(service) = services.get(&ObjectKey::new(&key.namespace, name)) else {
+        return Some(no_service(name));
+    };
+    let port = u32::from(provider.port);
+    let mut ports = service.message.ports.iter();
+    let has = ports.any(|found| found.service_port == port);
+    (!has).then(|| format!("provider Service {name:?} has no port {port}"))
 }
 
 /// What the request's token has to be, for a source that says something of it.
@@ -193,7 +239,7 @@ fn service_ports(operation: &Operation, action: Action, targets: &Targets) -> Op
     };
     let ports = targets.iter().filter(|(_, targets)| match action {
         Action::Allow => targets.iter().all(about),
-        Action::Deny | Action::Audit => targets.iter().any(about),
+        Action::Deny | Action::Audit | Action::External => targets.iter().any(about),
     });
     Some(ports.map(|(port, _)| *port).collect())
 }

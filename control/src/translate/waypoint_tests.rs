@@ -1,7 +1,8 @@
 use prost::Message as _;
 use seine_objects::{Kind, ObjectKey};
 use seine_proto::extensions::{
-    BoundPort, RequestMatch, ServiceExtension, TokenMatch, WorkloadExtension,
+    AuthorizationExtension, BoundPort, RequestMatch, ServiceExtension, TokenMatch,
+    WorkloadExtension,
 };
 use seine_proto::security::{Action, Authorization};
 use seine_proto::waypoint::{RouteRule, filter, r#match, path_change};
@@ -283,6 +284,58 @@ fn who_asks_by_a_token_is_judged_at_the_waypoint_and_denied_where_there_is_none(
         "{targetRefs: [{kind: Service, name: web}], rules: [{from: [{requestPrincipals: ['*']}]}]}";
     let yaml = [unbound, pod, policy("p", only)].concat();
     assert!(translated(&yaml).authorizations["shop/p"].rules.is_empty());
+}
+
+#[test]
+fn whom_to_ask_is_named_beside_a_denial_by_those_who_can_not() {
+    let external = "{action: External, targetRefs: [{kind: Service, name: web}], provider: {service: authz, port: 80, protocol: Http, timeout: 250ms, headersToBackend: [X-User]}, rules: [{to: [{paths: ['/a*']}]}]}";
+    let pod = pod("shop", "a", "10.0.0.1", "labels: {app: a}", "");
+    let authz = service("authz", "", "selector: {app: a}, ports: [{port: 80}]");
+    let yaml = [bound("web"), authz, pod.clone(), policy("p", external)].concat();
+    let resources = translated(&yaml);
+    let asked = |found: &Authorization| {
+        let extension = found.extensions.first()?.config.as_ref()?;
+        AuthorizationExtension::decode(&*extension.value)
+            .unwrap()
+            .external
+    };
+    let found = &resources.authorizations["shop/p_at_web"];
+    assert_eq!(found.action(), Action::Deny);
+    let provider = asked(found).unwrap();
+    assert_eq!(
+        (
+            provider.hostname.as_str(),
+            provider.port,
+            provider.timeout_ms
+        ),
+        ("authz.shop.svc.cluster.local", 80, 250)
+    );
+    assert_eq!(
+        (provider.to_backend, provider.fail_open),
+        (vec!["x-user".to_owned()], false)
+    );
+    let finding = |resources: &Resources| {
+        let findings = &resources.findings.authorization_policies;
+        let finding = &findings[&ObjectKey::new("shop", "p")];
+        (finding.unresolved.clone(), finding.unenforced.clone())
+    };
+    assert_eq!(finding(&resources), (vec![], vec![]));
+
+    // Without a provider, or its port, the policy is there all the same, and nobody says yes.
+    let alone = [bound("web"), pod.clone(), policy("p", external)].concat();
+    let resources = translated(&alone);
+    assert!(asked(&resources.authorizations["shop/p_at_web"]).is_some());
+    assert_eq!(finding(&resources).0.len(), 1);
+    let elsewhere = yaml.replace("ports: [{port: 80}]", "ports: [{port: 81}]");
+    assert!(finding(&translated(&elsewhere)).0[0].contains("no port 80"));
+
+    let unbound = yaml.replace("seine.dev/use-waypoint: wp", "");
+    let resources = translated(&unbound);
+    let found = &resources.authorizations["shop/p"];
+    assert_eq!((found.action(), asked(found)), (Action::Deny, None));
+    assert_eq!(found.rules.len(), 1);
+    let expected = ["spec.action External", "spec.rules[0].to[0].paths"];
+    assert_eq!(finding(&resources).1, expected);
 }
 
 #[test]

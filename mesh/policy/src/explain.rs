@@ -47,6 +47,13 @@ impl fmt::Display for Explanation {
             "DENIED"
         };
         write!(f, "{outcome}: {}", self.decision.because)?;
+        for ask in &self.decision.asks {
+            write!(
+                f,
+                "\nif {} says so (policy {}, rule {})",
+                ask.provider, ask.policy, ask.rule
+            )?;
+        }
         if let Some(audit) = &self.decision.audit {
             let outcome = if audit.allowed { "ALLOWED" } else { "DENIED" };
             write!(
@@ -62,9 +69,10 @@ impl fmt::Display for Explanation {
 impl fmt::Display for PolicyStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let policy = &self.policy;
-        let action = match policy.action {
-            Action::Allow => "ALLOW",
-            Action::Deny => "DENY",
+        let action = match (policy.action, &policy.provider) {
+            (Action::Allow, _) => "ALLOW",
+            (Action::Deny, None) => "DENY",
+            (Action::Deny, Some(_)) => "EXTERNAL",
         };
         let scope = match policy.scope {
             Scope::Global => "mesh",

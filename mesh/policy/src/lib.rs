@@ -21,8 +21,9 @@ mod verdict;
 
 pub use explain::{Explanation, PolicyStep, explain};
 pub use model::{
-    Action, Claim, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Request,
-    RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, Token, TokenMatch,
+    Action, Claim, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Provider,
+    ProviderProtocol, Request, RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, Token,
+    TokenMatch,
 };
 pub use pattern::{BadPattern, Pattern};
-pub use verdict::{Applicable, Audit, Decision, Reason, verdict};
+pub use verdict::{Applicable, Ask, Audit, Decision, Reason, verdict};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use seine_identity::Identity;
@@ -37,9 +38,51 @@ pub struct Policy {
     pub enforced_only: bool,
     /// The policy matches when any of its rules does; without rules it never matches.
     pub rules: Vec<Rule>,
+    /// Whom to ask about a request that it matches, in the place of denying it.
+    pub provider: Option<Arc<Provider>>,
     /// Fields of the user's policy that need L7 and that no waypoint enforces yet; the control
     /// plane translated them to a refusal. For explanations alone.
     pub unenforced_fields: Vec<String>,
+}
+
+/// A service that says whether a request may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provider {
+    /// The service's namespace.
+    pub namespace: Box<str>,
+    /// Its hostname.
+    pub hostname: Box<str>,
+    /// Its port.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: ProviderProtocol,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// What gets no answer goes on.
+    pub fail_open: bool,
+    /// Of HTTP: before the path.
+    pub path_prefix: Box<str>,
+    /// Of HTTP: headers that it is sent.
+    pub request_headers: Vec<Box<str>>,
+    /// Of HTTP: headers of its answer that the backend is sent.
+    pub to_backend: Vec<Box<str>>,
+    /// Of HTTP: headers of its answer that the client is sent.
+    pub to_client: Vec<Box<str>>,
+}
+
+/// What a provider speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProviderProtocol {
+    /// Envoy's `ext_authz`.
+    Grpc,
+    /// A request without a body.
+    Http,
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} port {}", self.hostname, self.port)
+    }
 }
 
 /// Which workloads a policy applies to.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use seine_identity::Identity;
 
 use crate::{
-    Action, Claim, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Reason,
-    Request, RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, Token, TokenMatch,
-    explain, verdict,
+    Action, Claim, ClaimMatch, Clause, Connection, HeaderMatch, Match, Policy, PolicyKey, Provider,
+    ProviderProtocol, Reason, Request, RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch,
+    Token, TokenMatch, explain, verdict,
 };
 
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
@@ -22,6 +22,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Policy {
         dry_run: false,
         rules,
         enforced_only: false,
+        provider: None,
         unenforced_fields: Vec::new(),
     }
 }
@@ -489,6 +490,61 @@ fn each_part_of_a_request_must_match_and_none_of_its_negations_may() {
             assert_eq!(found, matches, "{wanted:?} {action:?}");
         }
     }
+}
+
+#[test]
+fn who_is_named_is_asked_about_what_is_allowed_otherwise_and_without_a_request_it_is_denied() {
+    let provider = Arc::new(Provider {
+        namespace: "shop".into(),
+        hostname: "authz".into(),
+        port: 9000,
+        protocol: ProviderProtocol::Grpc,
+        timeout: std::time::Duration::from_secs(1),
+        fail_open: false,
+        path_prefix: "".into(),
+        request_headers: Vec::new(),
+        to_backend: Vec::new(),
+        to_client: Vec::new(),
+    });
+    let admin = Match {
+        request: Some(Box::new(RequestMatch {
+            paths: vec![StringMatch::Prefix("/admin".into())],
+            ..RequestMatch::default()
+        })),
+        ..Match::default()
+    };
+    let mut external = policy("ext", Action::Deny, vec![rule(vec![admin])]);
+    external.provider = Some(provider);
+    let deny = policy("deny", Action::Deny, vec![Rule::default()]);
+    let allow = policy("allow", Action::Allow, vec![]);
+    let judged = |policies: &[&Policy], path: Option<&str>| {
+        let policies: Vec<_> = policies
+            .iter()
+            .map(|one| Arc::new((*one).clone()))
+            .collect();
+        let connection = Connection {
+            source: "10.0.0.1:40000".parse().unwrap(),
+            destination: "10.0.0.2:80".parse().unwrap(),
+            identity: None,
+            request: path.map(|path| Request {
+                method: "GET",
+                path,
+                host: "web",
+                headers: &[],
+                token: None,
+            }),
+        };
+        let decision = verdict(&policies, &connection);
+        assert_eq!(explain(&policies, &connection).decision, decision);
+        (decision.allowed, decision.asks.len())
+    };
+    assert_eq!(judged(&[&external], Some("/admin/x")), (true, 1));
+    assert_eq!(judged(&[&external], Some("/")), (true, 0));
+    // What is denied anyway nobody is asked about, in whatever order.
+    assert_eq!(judged(&[&external, &deny], Some("/admin")), (false, 0));
+    assert_eq!(judged(&[&allow, &external], Some("/admin")), (false, 0));
+    // Nobody sees what is asked for: it may be that.
+    assert_eq!(judged(&[&external], None), (false, 0));
 }
 
 #[test]

@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::matching::Subject;
-use crate::model::{Action, Connection, Policy, PolicyKey};
+use crate::model::{Action, Connection, Policy, PolicyKey, Provider};
 
 /// Judges a connection by the policies that apply to its destination, in any order.
 ///
 /// Any DENY that matches denies; with no ALLOW, the connection is allowed; any ALLOW that matches
-/// allows; else it is denied. Dry-run policies take no part in that; what they would have done is
-/// in [`Decision::audit`]. Allocates nothing unless a dry-run policy applies.
+/// allows; else it is denied. A policy with a provider takes no part in that where there is a request: whom it names is to
+/// be asked about what it matches ([`Decision::asks`]); where there is none it denies. Dry-run policies take no part in that; what they would have done is
+/// in [`Decision::audit`]. Allocates nothing unless a dry-run policy applies, or somebody is to be asked.
 pub fn verdict(policies: &[Arc<Policy>], connection: &Connection<'_>) -> Decision {
     evaluate(policies, connection, &mut |_, _| ())
 }
@@ -35,6 +36,19 @@ pub struct Decision {
     /// What would have been decided had the dry-run policies been in force; none if no dry-run
     /// policy applies.
     pub audit: Option<Box<Audit>>,
+    /// Who must say yes, too, before an allowed request goes on. Empty where there is no request.
+    pub asks: Vec<Ask>,
+}
+
+/// Somebody who has to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The policy that says so.
+    pub policy: PolicyKey,
+    /// Index of the rule in it that matched.
+    pub rule: usize,
+    /// Who.
+    pub provider: Arc<Provider>,
 }
 
 /// A verdict that includes dry-run policies.
@@ -91,6 +105,7 @@ impl Decision {
             allowed: false,
             because: Reason::PoliciesMissing { names },
             audit: None,
+            asks: Vec::new(),
         }
     }
 
@@ -100,6 +115,7 @@ impl Decision {
             allowed: false,
             because: Reason::BoundToWaypoint { port },
             audit: None,
+            asks: Vec::new(),
         }
     }
 
@@ -163,9 +179,18 @@ pub(crate) fn evaluate(
     let mut enforced = Tally::default();
     let mut with_dry_run = Tally::default();
     let mut dry_run = false;
+    let mut asks = Vec::new();
     for policy in policies {
         let rule = policy.matching_rule(&subject);
         watch(policy, rule);
+        if let (Some(provider), true) = (&policy.provider, connection.request.is_some()) {
+            asks.extend(rule.map(|rule| Ask {
+                policy: policy.key.clone(),
+                rule,
+                provider: provider.clone(),
+            }));
+            continue;
+        }
         if !policy.enforced_only {
             with_dry_run.count(policy, rule);
         }
@@ -180,10 +205,15 @@ pub(crate) fn evaluate(
         let (allowed, because) = with_dry_run.result();
         Box::new(Audit { allowed, because })
     });
+    if !allowed {
+        // Nobody need be asked.
+        asks.clear();
+    }
     Decision {
         allowed,
         because,
         audit,
+        asks,
     }
 }
 

@@ -38,6 +38,11 @@ mod generated {
             }
         }
         pub mod service {
+            pub mod auth {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.auth.v3");
+                }
+            }
             pub mod discovery {
                 pub mod v3 {
                     tonic::include_proto!("envoy.service.discovery.v3");
@@ -75,6 +80,7 @@ mod generated {
 }
 
 pub use generated::envoy::config::core::v3 as core;
+pub use generated::envoy::service::auth::v3 as external_auth;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::google::rpc;
 pub use generated::istio::security;

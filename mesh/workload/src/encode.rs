@@ -7,7 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prost::Message;
 use seine_policy::{
-    Action, Match, Policy, RequestMatch, Scope, ServiceAccountMatch, StringMatch, TokenMatch,
+    Action, Match, Policy, Provider, ProviderProtocol, RequestMatch, Scope, ServiceAccountMatch,
+    StringMatch, TokenMatch,
 };
 use seine_proto::{extensions, security, workload as proto};
 
@@ -177,6 +178,7 @@ pub(crate) fn policy(from: &Policy) -> security::Authorization {
     let message = extensions::AuthorizationExtension {
         unenforced_fields: from.unenforced_fields.clone(),
         enforced_only: from.enforced_only,
+        external: from.provider.as_deref().map(provider),
     };
     let extension = (message != extensions::AuthorizationExtension::default()).then(|| {
         let config = any("seine.workload.v1.AuthorizationExtension", &message);
@@ -202,6 +204,27 @@ pub(crate) fn policy(from: &Policy) -> security::Authorization {
         rules: rules.collect(),
         dry_run: from.dry_run,
         extensions: extension.into_iter().collect(),
+    }
+}
+
+fn provider(from: &Provider) -> extensions::ExternalProvider {
+    use extensions::external_provider::Protocol;
+    let texts = |texts: &[Box<str>]| texts.iter().map(ToString::to_string).collect();
+    extensions::ExternalProvider {
+        namespace: from.namespace.to_string(),
+        hostname: from.hostname.to_string(),
+        port: from.port.into(),
+        protocol: match from.protocol {
+            ProviderProtocol::Grpc => Protocol::Grpc,
+            ProviderProtocol::Http => Protocol::Http,
+        }
+        .into(),
+        timeout_ms: u64::try_from(from.timeout.as_millis()).unwrap_or(u64::MAX),
+        fail_open: from.fail_open,
+        path_prefix: from.path_prefix.to_string(),
+        request_headers: texts(&from.request_headers),
+        to_backend: texts(&from.to_backend),
+        to_client: texts(&from.to_client),
     }
 }
 

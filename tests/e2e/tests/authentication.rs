@@ -24,6 +24,8 @@ fn main() -> ExitCode {
             a_claim_decides_and_a_denial_by_one_wins,
             a_token_that_is_not_valid_is_refused_wherever_it_is_sent,
             the_keys_that_an_issuer_publishes_are_followed_through_rotation_and_outage,
+            a_provider_says_whether_a_request_goes_on_and_changes_it,
+            without_its_word_nothing_goes_on_unless_the_policy_says_so,
             without_an_issuers_keys_its_tokens_are_refused_and_those_of_others_are_not,
         ],
     )
@@ -91,6 +93,40 @@ fn up() -> Result<Stage> {
                 "outputClaimToHeaders": [{"header": "X-User", "path": ["sub"]}],
             }]}),
         ),
+        Pod::new("mesh", "authz", 2)
+            .serves(&["authz:9000", "mirror:8080"])
+            .object(),
+        service(
+            "mesh",
+            "authz",
+            "authz",
+            &[("grpc", 9000, 9000), ("http", 80, 8080)],
+        ),
+        service("mesh", "nobody", "nobody", &PORTS),
+        external(
+            "ask-grpc",
+            "/open/grpc*",
+            json!({"service": "authz", "port": 9000, "protocol": "Grpc"}),
+        ),
+        external(
+            "ask-http",
+            "/open/http*",
+            json!({
+                "service": "authz", "port": 80, "protocol": "Http", "pathPrefix": "/check",
+                "requestHeaders": ["x-answer", "x-wait"], "headersToBackend": ["X-Mirror"], "headersToClient": ["x-mirror"],
+                "timeout": "300ms",
+            }),
+        ),
+        external(
+            "ask-nobody",
+            "/open/nobody*",
+            json!({"service": "nobody", "port": 80, "protocol": "Http"}),
+        ),
+        external(
+            "ask-nobody-much",
+            "/open/lenient*",
+            json!({"service": "nobody", "port": 80, "protocol": "Grpc", "failOpen": true}),
+        ),
         publisher,
         service("mesh", "issuer", "issuer", &PORTS),
         plain_namespace("plain"),
@@ -140,6 +176,13 @@ fn policy(kind: &str, name: &str, mut spec: Value) -> Value {
         "apiVersion": "policy.seine.dev/v1alpha1", "kind": kind,
         "metadata": {"name": name, "namespace": "mesh"}, "spec": spec,
     })
+}
+
+fn external(name: &str, paths: &str, provider: Value) -> Value {
+    let spec = json!({
+        "action": "External", "provider": provider, "rules": [{"to": [{"paths": [paths]}]}],
+    });
+    policy("AuthorizationPolicy", name, spec)
 }
 
 impl Stage {
@@ -422,5 +465,79 @@ fn without_an_issuers_keys_its_tokens_are_refused_and_those_of_others_are_not(
     }
     stage.with_token("/open", &stage.token(&json!({}))?, 200)?;
     stage.get("/open", &[], 200)?;
+    Ok(())
+}
+
+fn a_provider_says_whether_a_request_goes_on_and_changes_it(stage: &Stage) -> Result<()> {
+    let sent = [("x-secret", "1"), ("x-authorized", "spoofed")];
+    let answer = stage.get("/open/grpc?a=b", &sent, 200)?.to_lowercase();
+    // What it is told: the client's identity, not the waypoint's.
+    let client = "spiffe://cluster.local/ns/mesh/sa/client";
+    ensure!(
+        answer.contains(&format!("x-authorized: {client}")) && answer.contains("x-by: authz"),
+        "{answer}"
+    );
+    ensure!(
+        !answer.contains("x-secret") && !answer.contains("spoofed"),
+        "{answer}"
+    );
+    let log = stage.bed.lab().pod_logs("mesh", "authz")?;
+    let asked = format!("Authorization/Check for GET /open/grpc?a=b of {client}");
+    ensure!(log.contains(&asked), "{log}");
+
+    let answer = stage
+        .get("/open/grpc", &[("x-ext", "deny")], 418)?
+        .to_lowercase();
+    ensure!(
+        answer.contains("x-by: authz") && answer.ends_with("no tea"),
+        "{answer}"
+    );
+    stage.await_log(&[
+        "path=/open/grpc",
+        "status=418",
+        "response_flags=DENY",
+        "mesh/ask-grpc_at_web",
+    ])?;
+
+    let answer = stage.get("/open/http", &[("x-mirror", "spoofed")], 200)?;
+    // The backend was told by the provider, and the client hears of it and not of the backend's own.
+    ensure!(
+        answer.contains("x-mirror: authz\r\n") && !answer.contains("spoofed"),
+        "{answer}"
+    );
+    ensure!(!answer.contains("x-mirror: web"), "{answer}");
+    let log = stage.bed.lab().pod_logs("mesh", "authz")?;
+    ensure!(
+        log.contains("request: GET /check/open/http HTTP/1.1"),
+        "{log}"
+    );
+    let answer = stage.get("/open/http", &[("x-answer", "401 No")], 401)?;
+    ensure!(answer.contains("pod authz"), "{answer}");
+    // Who is denied already is not asked about.
+    stage.get("/other/grpc", &[], 403)?;
+    stage.get("/open", &[], 200)?;
+    Ok(())
+}
+
+fn without_its_word_nothing_goes_on_unless_the_policy_says_so(stage: &Stage) -> Result<()> {
+    for (path, header) in [
+        ("/open/grpc", ("x-ext", "silent")),
+        ("/open/grpc", ("x-ext", "bent")),
+        ("/open/http", ("x-wait", "20000")),
+        ("/open/http", ("x-answer", "500 Oh")),
+        ("/open/nobody", ("x-a", "b")),
+    ] {
+        stage.get(path, &[header], 503)?;
+        stage.await_log(&[
+            &format!("path={path}"),
+            "status=503",
+            "response_flags=EXTERNAL",
+        ])?;
+    }
+    stage.get("/open/lenient", &[], 200)?;
+    stage.await_log(&[
+        "a request goes on without the provider's word",
+        "ask-nobody-much",
+    ])?;
     Ok(())
 }

@@ -106,6 +106,7 @@ fn policy(families: usize) -> impl Strategy<Value = AuthorizationPolicySpec> {
             selector,
             target_refs,
             rules,
+            provider: None,
         },
     )
 }

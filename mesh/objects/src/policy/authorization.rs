@@ -1,11 +1,15 @@
 //! `AuthorizationPolicy`: who may open which connections.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::request_authentication::claim_path;
+use crate::gateway::parse_duration;
+
+use super::request_authentication::{claim_path, is_header_name};
 use super::{Errors, FieldError, PolicyStatus, Selector};
 
 // For the API server, which refuses by them what validation would refuse: never more than that, but less where a
@@ -43,6 +47,12 @@ const IP_BLOCK: &str = r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$";
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "!has(self.selector) || !has(self.targetRefs) || size(self.targetRefs) == 0",
     "message": "targetRefs: not together with selector",
+}, {
+    "rule": "(has(self.action) && self.action == 'External') == has(self.provider)",
+    "message": "provider: with action External, and with no other",
+}, {
+    "rule": "!has(self.provider) || (has(self.targetRefs) && size(self.targetRefs) > 0 && !has(self.dryRun))",
+    "message": "action External needs targetRefs, and there is no dryRun of it",
 }]))]
 pub struct AuthorizationPolicySpec {
     /// What becomes of a connection that a rule matches.
@@ -51,6 +61,9 @@ pub struct AuthorizationPolicySpec {
     /// Judge, count and log, but don't enforce. For trying an `Allow` or `Deny` out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// Whom to ask, for action `External`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
     /// Pods of this namespace (in `seine-system`: of every namespace).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
@@ -75,6 +88,55 @@ pub enum Action {
     Deny,
     /// What matches is counted and logged as a connection that `Deny` would have denied.
     Audit,
+    /// About a request that matches, and that is allowed otherwise, `provider` is asked. Where no waypoint can ask, what matches is
+    /// denied.
+    External,
+}
+
+/// A Service that says whether a request may go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.protocol == 'Http' || (!has(self.pathPrefix) && !has(self.requestHeaders) && !has(self.headersToBackend) && !has(self.headersToClient))",
+    "message": "pathPrefix, requestHeaders, headersToBackend and headersToClient are of protocol Http",
+}]))]
+pub struct Provider {
+    /// A Service of the policy's own namespace.
+    #[schemars(length(min = 1))]
+    pub service: String,
+    /// Its port.
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: ProviderProtocol,
+    /// How long it may take, such as `200ms`; 1 s without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Let a request go on when there is no answer, or none that makes sense. By default it is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fail_open: bool,
+    /// Of `Http`: what stands before the request's path.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub path_prefix: String,
+    /// Of `Http`: the request's headers that it is sent, beside `Host` and `Authorization`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub request_headers: Vec<String>,
+    /// Of `Http`: headers of its yes that the service is sent. They are taken from every request before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_backend: Vec<String>,
+    /// Of `Http`: headers of its yes that the client is sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers_to_client: Vec<String>,
+}
+
+/// What a provider speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProviderProtocol {
+    /// Envoy's `ext_authz`: `envoy.service.auth.v3.Authorization/Check`.
+    #[default]
+    Grpc,
+    /// The request without its body. 200 is a yes; what isn't, below 500, is the client's answer.
+    Http,
 }
 
 /// An object of the policy's own namespace that it is attached to.
@@ -392,6 +454,22 @@ impl AuthorizationPolicy {
         for (index, target) in spec.target_refs.iter().enumerate() {
             target.validate(&format!("spec.targetRefs[{index}]"), &mut errors);
         }
+        let is_external = spec.action == Action::External;
+        match &spec.provider {
+            Some(provider) if is_external => provider.validate(&mut errors),
+            Some(_) => errors.add("spec.provider", "is for action External alone"),
+            None if is_external => errors.add("spec.provider", "is missing: name whom to ask"),
+            None => {}
+        }
+        if is_external && spec.target_refs.is_empty() {
+            errors.add(
+                "spec.targetRefs",
+                "is empty: action External needs Services",
+            );
+        }
+        if is_external && spec.dry_run {
+            errors.add("spec.dryRun", "there is none of action External");
+        }
         for (index, rule) in spec.rules.iter().enumerate() {
             for (from, source) in rule.from.iter().enumerate() {
                 source.validate(&format!("spec.rules[{index}].from[{from}]"), &mut errors);
@@ -405,6 +483,54 @@ impl AuthorizationPolicy {
             }
         }
         errors.0
+    }
+}
+
+impl Provider {
+    fn validate(&self, errors: &mut Errors) {
+        if !is_name(&self.service) {
+            let why = format!("{:?} is no Service's name", self.service);
+            errors.add("spec.provider.service", why);
+        }
+        errors.port("spec.provider.port", self.port);
+        let timeout = self.timeout.as_deref().map(parse_duration);
+        if timeout.is_some_and(|timeout| timeout.is_none_or(|timeout| timeout.is_zero())) {
+            errors.add("spec.provider.timeout", "is no time such as 200ms");
+        }
+        let of_http = [
+            ("requestHeaders", &self.request_headers),
+            ("headersToBackend", &self.headers_to_backend),
+            ("headersToClient", &self.headers_to_client),
+        ];
+        for (field, names) in of_http {
+            let path = format!("spec.provider.{field}");
+            if self.protocol != ProviderProtocol::Http && !names.is_empty() {
+                errors.add(&path, "is of protocol Http");
+            }
+            for (index, name) in names.iter().enumerate() {
+                if !is_header_name(name) {
+                    errors.add(
+                        format!("{path}[{index}]"),
+                        format!("{name:?} is no header's name"),
+                    );
+                }
+            }
+        }
+        let prefix = &self.path_prefix;
+        if !prefix.is_empty() && self.protocol != ProviderProtocol::Http {
+            errors.add("spec.provider.pathPrefix", "is of protocol Http");
+        }
+        let good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\');
+        let is_path = prefix.starts_with('/') && prefix.bytes().all(good);
+        if !prefix.is_empty() && !is_path {
+            errors.add("spec.provider.pathPrefix", "is no path that begins with /");
+        }
+    }
+
+    /// How long it may take.
+    pub fn timeout(&self) -> Duration {
+        let timeout = self.timeout.as_deref().and_then(parse_duration);
+        timeout.unwrap_or(Duration::from_secs(1))
     }
 }
 
@@ -560,6 +686,67 @@ rules:
                 "spec.rules[0].to[2].headers[0].values",
             ]
         );
+    }
+
+    #[test]
+    fn whom_to_ask_is_said_with_action_external_and_with_no_other() {
+        let external = |more: &str| {
+            errors(&format!(
+                "action: External\ntargetRefs: [{{kind: Service, name: web}}]\n{more}"
+            ))
+        };
+        let at = |field: &str| vec![format!("spec.provider{field}")];
+        let none: Vec<String> = Vec::new();
+        for (provider, expected) in [
+            (
+                "{service: authz, port: 9000, protocol: Grpc, timeout: 200ms, failOpen: true}",
+                none.clone(),
+            ),
+            (
+                "{service: a, port: 1, protocol: Http, pathPrefix: /check, requestHeaders: [cookie], headersToBackend: [x-a], headersToClient: [x-b]}",
+                none,
+            ),
+            ("{service: a, port: 0, protocol: Grpc}", at(".port")),
+            ("{service: A, port: 1, protocol: Grpc}", at(".service")),
+            (
+                "{service: a, port: 1, protocol: Grpc, timeout: soon}",
+                at(".timeout"),
+            ),
+            (
+                "{service: a, port: 1, protocol: Grpc, timeout: 0s}",
+                at(".timeout"),
+            ),
+            (
+                "{service: a, port: 1, protocol: Grpc, pathPrefix: /a}",
+                at(".pathPrefix"),
+            ),
+            (
+                "{service: a, port: 1, protocol: Grpc, headersToClient: [a]}",
+                at(".headersToClient"),
+            ),
+            (
+                "{service: a, port: 1, protocol: Http, pathPrefix: a}",
+                at(".pathPrefix"),
+            ),
+            (
+                "{service: a, port: 1, protocol: Http, requestHeaders: ['a b']}",
+                at(".requestHeaders[0]"),
+            ),
+        ] {
+            assert_eq!(
+                external(&format!("provider: {provider}")),
+                expected,
+                "{provider}"
+            );
+        }
+        assert_eq!(external(""), at(""));
+        let good = "provider: {service: a, port: 1, protocol: Grpc}";
+        assert_eq!(errors(&format!("action: Deny\n{good}")), at(""));
+        assert_eq!(
+            errors(&format!("action: External\n{good}")),
+            ["spec.targetRefs"]
+        );
+        assert_eq!(external(&format!("dryRun: true\n{good}")), ["spec.dryRun"]);
     }
 
     #[test]

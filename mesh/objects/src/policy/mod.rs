@@ -18,8 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use authorization::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, ClaimMatch, HeaderMatch, Operation, Rule,
-    Source, TargetRef,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, ClaimMatch, HeaderMatch, Operation,
+    Provider, ProviderProtocol, Rule, Source, TargetRef,
 };
 pub(crate) use authorization::{is_name, parse_ip_block};
 pub use mesh_tls::{MeshTls, MeshTlsSpec, Mode, PortMode};

@@ -50,6 +50,7 @@ impl Values {
                 dry_run,
                 enforced_only: enforced_only && !dry_run,
                 rules,
+                provider: None,
                 unenforced_fields: Vec::new(),
             },
         )

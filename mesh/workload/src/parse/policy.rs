@@ -1,10 +1,13 @@
 //! Authorization policies.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ipnet::IpNet;
 use prost::Message;
 use seine_policy::{
-    Action, ClaimMatch, Clause, HeaderMatch, Match, Policy, PolicyKey, RequestMatch, Rule, Scope,
-    ServiceAccountMatch, StringMatch, TokenMatch,
+    Action, ClaimMatch, Clause, HeaderMatch, Match, Policy, PolicyKey, Provider, ProviderProtocol,
+    RequestMatch, Rule, Scope, ServiceAccountMatch, StringMatch, TokenMatch,
 };
 use seine_proto::{extensions, security as proto};
 
@@ -56,8 +59,36 @@ pub(crate) fn parse_policy(
         dry_run,
         enforced_only: ours.enforced_only,
         rules,
+        provider: ours.external.as_ref().map(parse_provider).transpose()?,
         unenforced_fields: ours.unenforced_fields,
     })
+}
+
+fn parse_provider(message: &extensions::ExternalProvider) -> Result<Arc<Provider>, ParseError> {
+    use extensions::external_provider::Protocol;
+    let texts = |texts: &[String]| texts.iter().map(|text| text.as_str().into()).collect();
+    let within = |error: ParseError| error.within(|| "external".to_owned());
+    let provider = || -> Result<Provider, ParseError> {
+        Ok(Provider {
+            namespace: required(&message.namespace, "namespace")?.into(),
+            hostname: required(&message.hostname, "hostname")?.into(),
+            port: port(message.port, "port")?,
+            protocol: match Protocol::try_from(message.protocol) {
+                Ok(Protocol::Grpc) => ProviderProtocol::Grpc,
+                Ok(Protocol::Http) => ProviderProtocol::Http,
+                Ok(Protocol::Unknown) | Err(_) => {
+                    return Err(unknown_value("protocol", message.protocol));
+                }
+            },
+            timeout: Duration::from_millis(message.timeout_ms),
+            fail_open: message.fail_open,
+            path_prefix: message.path_prefix.as_str().into(),
+            request_headers: texts(&message.request_headers),
+            to_backend: texts(&message.to_backend),
+            to_client: texts(&message.to_client),
+        })
+    };
+    provider().map(Arc::new).map_err(within)
 }
 
 fn parse_rule(message: &proto::Rule) -> Result<Rule, ParseError> {

@@ -514,6 +514,54 @@ fn what_must_hold_of_a_request_is_read_and_encoded_to_the_same() {
     assert!(other.rules[0].clauses[0].matches[0].unknown_condition);
 }
 
+#[test]
+fn whom_to_ask_is_read_and_encoded_to_the_same_and_an_unknown_protocol_refused() {
+    let provider = extensions::ExternalProvider {
+        namespace: "shop".into(),
+        hostname: "authz.shop.svc.cluster.local".into(),
+        port: 9000,
+        protocol: extensions::external_provider::Protocol::Http.into(),
+        timeout_ms: 250,
+        fail_open: true,
+        path_prefix: "/check".into(),
+        request_headers: vec!["cookie".into()],
+        to_backend: vec!["x-user".into()],
+        to_client: vec!["set-cookie".into()],
+    };
+    let asking = |external: extensions::ExternalProvider| {
+        let ours = extensions::AuthorizationExtension {
+            external: Some(external),
+            ..Default::default()
+        };
+        security::Authorization {
+            extensions: vec![security::Extension {
+                name: "seine.dev/authorization".into(),
+                config: Some(prost_types::Any {
+                    type_url: String::new(),
+                    value: ours.encode_to_vec(),
+                }),
+            }],
+            ..testing::policy("p")
+        }
+    };
+    let first = policy(&asking(provider.clone())).unwrap();
+    let found = first.provider.as_ref().unwrap();
+    assert_eq!((found.port, found.fail_open), (9000, true));
+    assert_eq!(policy(&encode::policy(&first)).unwrap(), first);
+    for bad in [
+        extensions::ExternalProvider {
+            protocol: 7,
+            ..provider.clone()
+        },
+        extensions::ExternalProvider {
+            port: 0x10000,
+            ..provider
+        },
+    ] {
+        assert!(policy(&asking(bad)).is_err());
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_bytes_make_the_parsers_panic(bytes in proptest::collection::vec(0u8.., 0..256)) {

@@ -1,7 +1,7 @@
 //! An HTTP server that answers with what it sees, and as a request's headers want it.
 //!
 //! The answer has the name of the pod, its client's address, the request's head and its body. `x-fail-first: WORD` makes
-//! the first request with this word fail with 503; `x-wait: MILLISECONDS` lets it take its time; after a request for
+//! the first request with this word fail with 503; `x-answer: STATUS` is what it is answered with; `x-wait: MILLISECONDS` lets it take its time; after a request for
 //! another protocol what comes is sent back. Each request is printed to the log.
 
 use std::collections::HashSet;
@@ -40,13 +40,14 @@ pub(super) async fn mirror(stream: &mut TcpStream, client: SocketAddr) -> io::Re
             let mut failed = FAILED.lock();
             failed.get_or_insert_default().insert(word.to_owned())
         });
-        let status = match fails {
-            true => "503 Service Unavailable",
-            false => "200 OK",
+        let status = match (fails, header(&head, "x-answer")) {
+            (true, _) => "503 Service Unavailable",
+            (false, Some(status)) => status,
+            (false, None) => "200 OK",
         };
         let text = format!("pod {pod} client {}\n{head}{body}", client.ip());
         let answer = format!(
-            "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{text}",
+            "HTTP/1.1 {status}\r\nx-mirror: {pod}\r\ncontent-length: {}\r\n\r\n{text}",
             text.len()
         );
         stream.write_all(answer.as_bytes()).await?;

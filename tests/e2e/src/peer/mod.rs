@@ -3,6 +3,7 @@
 //! A client prints its report as one line of JSON, in the types of [`report`], and exits with
 //! status 0 also where the connection failed: that is what it reports.
 
+mod authz;
 pub mod client;
 mod collect;
 pub mod dns;

@@ -30,6 +30,8 @@ enum Behaviour {
     End,
     /// Answers an HTTP request with 200 and `ok`, and ends.
     Http,
+    /// Says whether requests may go on, see [`super::authz`].
+    Authz,
     /// Answers an HTTP request with the file of its path.
     Page,
     /// Answers HTTP requests with what it sees of them, see [`super::mirror`].
@@ -70,6 +72,7 @@ fn parse(server: &str) -> Result<(Behaviour, u16)> {
         "end" => Behaviour::End,
         "http" => Behaviour::Http,
         "page" => Behaviour::Page,
+        "authz" => Behaviour::Authz,
         "mirror" => Behaviour::Mirror,
         other => bail!("no such behaviour: {other}"),
     };
@@ -134,6 +137,7 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, behaviour: Behaviour) 
         }
         Behaviour::Http => http(&mut stream).await,
         Behaviour::Page => page(&mut stream).await,
+        Behaviour::Authz => super::authz::authorize(&mut stream).await,
         Behaviour::Mirror => super::mirror::mirror(&mut stream, client).await,
     }
 }

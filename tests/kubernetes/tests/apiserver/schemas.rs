@@ -68,6 +68,14 @@ pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
             {"requestPrincipals": ["https://a/b", "*"], "claims": [{"path": ["a", "b"], "values": ["c"], "notValues": ["d"]}]},
         ]}]})),
         tokens_by(json!({"jwks": null, "jwksUri": "https://a.example:8443/keys"})),
+        policy(json!({
+            "action": "External", "targetRefs": [{"kind": "Service", "name": "db"}],
+            "provider": {"service": "authz", "port": 9000, "protocol": "Grpc", "timeout": "200ms"},
+        })),
+        policy(json!({
+            "action": "External", "targetRefs": [{"kind": "Service", "name": "db"}],
+            "provider": {"service": "authz", "port": 80, "protocol": "Http", "pathPrefix": "/a", "headersToClient": ["x"], "failOpen": true},
+        })),
         tokens_by(json!({
             "audiences": ["a"], "fromHeaders": [{"name": "x", "prefix": "JWT "}], "fromParams": ["t"],
             "forwardOriginalToken": true, "outputClaimToHeaders": [{"header": "X-User", "path": ["sub"]}],
@@ -136,6 +144,18 @@ pub(crate) fn each_mistake_is_refused_at_its_field(bed: &Bed) -> Result<()> {
         (
             to(json!({"headers": [{"name": "x"}]})),
             "spec.rules[0].to[0].headers[0].values",
+        ),
+        (policy(json!({"action": "External"})), "spec"),
+        (
+            policy(json!({"provider": {"service": "authz", "port": 1, "protocol": "Grpc"}})),
+            "spec",
+        ),
+        (
+            policy(json!({
+                "action": "External", "targetRefs": [{"kind": "Service", "name": "db"}],
+                "provider": {"service": "authz", "port": 1, "protocol": "Grpc", "pathPrefix": "/a"},
+            })),
+            "spec.provider",
         ),
         (
             from(json!({"claims": [{"path": ["a"]}]})),
