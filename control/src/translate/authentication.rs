@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 
 use seine_objects::{
-    ObjectKey, ObjectSet,
+    ObjectKey, ObjectSet, gateway,
     policy::{JwtRule, RequestAuthentication},
 };
 use seine_proto::waypoint as wire;
 
-use super::{PolicyFinding, Resources, policy::no_service, service};
+use super::{
+    PolicyFinding, Resources,
+    policy::{no_gateway, no_service, no_target},
+    request, service,
+};
 
-/// Adds every object with a service that is bound to a waypoint, and its name to the service.
+/// Adds every object with a service that is bound to a waypoint, or that is a Gateway's own, and its name to the service.
 pub(super) fn translate(
     objects: &ObjectSet,
     services: &mut BTreeMap<ObjectKey, service::Translated>,
@@ -19,11 +23,11 @@ pub(super) fn translate(
     for (key, policy) in &objects.request_authentications {
         let mut finding = PolicyFinding::default();
         let name = key.to_string();
-        for target in targets(key, policy, services, &mut finding) {
+        for target in targets(key, policy, objects, services, &mut finding) {
             let Some(service) = services.get_mut(&target) else {
                 continue;
             };
-            if service.waypoint.is_none() {
+            if service.waypoint.is_none() && !request::is_ingress(objects, &target) {
                 let what = format!("the tokens of requests to Service {target}");
                 finding.unenforced.push(what);
                 continue;
@@ -47,6 +51,7 @@ pub(super) fn translate(
 fn targets(
     key: &ObjectKey,
     policy: &RequestAuthentication,
+    objects: &ObjectSet,
     services: &BTreeMap<ObjectKey, service::Translated>,
     finding: &mut PolicyFinding,
 ) -> Vec<ObjectKey> {
@@ -63,9 +68,13 @@ fn targets(
         match (target.group.as_str(), target.kind.as_str()) {
             ("" | "core", "Service") if services.contains_key(&service) => found.push(service),
             ("" | "core", "Service") => finding.unresolved.push(no_service(&target.name)),
-            (group, kind) => finding.unresolved.push(format!(
-                "kind {kind:?} of group {group:?} can't be a target: use Service"
-            )),
+            (gateway::GROUP, "Gateway") => {
+                match request::is_ingress(objects, &service) && services.contains_key(&service) {
+                    true => found.push(service),
+                    false => finding.unresolved.push(no_gateway(&service)),
+                }
+            }
+            (group, kind) => finding.unresolved.push(no_target(group, kind)),
         }
     }
     found

@@ -399,3 +399,39 @@ fn a_policy_at_a_gateway_is_listed_by_the_gateway_s_own_service() {
         1
     );
 }
+
+#[test]
+fn rules_on_tokens_at_a_gateway_are_listed_by_the_gateway_s_own_service() {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "gw", "namespace": "shop", "labels": {"gateway.networking.k8s.io/gateway-name": "gw"}},
+        "spec": {"clusterIP": "10.1.0.1", "ports": [{"port": 80}]},
+    });
+    let users = json!({
+        "apiVersion": "policy.seine.dev/v1alpha1", "kind": "RequestAuthentication",
+        "metadata": {"name": "users", "namespace": "shop"},
+        "spec": {
+            "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gw"}],
+            "jwtRules": [{"issuer": "issuer", "audiences": ["web"], "jwksUri": "https://issuer.example/keys"}],
+        },
+    });
+    let key = ObjectKey::new("shop", "users");
+    let found = resources(&[gateway(json!({})), service, users.clone()]);
+    let names: Vec<_> = found.authentications.keys().collect();
+    assert_eq!(names, ["shop/users"]);
+    assert_eq!(
+        found.services["shop/gw.shop.svc.cluster.local"]
+            .extensions
+            .len(),
+        1
+    );
+    let finding = &found.findings.request_authentications[&key];
+    assert!(finding.unresolved.is_empty() && finding.unenforced.is_empty());
+    // Without the Gateway's Service there is nothing to check them.
+    let found = resources(&[gateway(json!({})), users]);
+    assert!(found.authentications.is_empty());
+    assert_eq!(
+        found.findings.request_authentications[&key].unresolved,
+        ["there is no Gateway shop/gw of class seine with a Service of its own"]
+    );
+}

@@ -372,16 +372,10 @@ fn lower<'a>(
             (gateway::GROUP, "Gateway", service) => {
                 match request::is_ingress(objects, &of) && service.is_some() {
                     true => bound = true,
-                    false => finding.unresolved.push(format!(
-                        "there is no Gateway {of} of class {} with a Service of its own",
-                        gateway::INGRESS_CLASS
-                    )),
+                    false => finding.unresolved.push(no_gateway(&of)),
                 }
             }
-            (group, kind, _) => finding.unresolved.push(format!(
-                "kind {kind:?} of group {group:?} can't be a target: use Service, or Gateway of group {}",
-                gateway::GROUP
-            )),
+            (group, kind, _) => finding.unresolved.push(no_target(group, kind)),
         }
     }
     if spec.action == Action::External {
@@ -456,6 +450,20 @@ pub(super) fn from_each(
         security::Rule { clauses }
     });
     rules.collect()
+}
+
+pub(super) fn no_gateway(key: &ObjectKey) -> String {
+    format!(
+        "there is no Gateway {key} of class {} with a Service of its own",
+        gateway::INGRESS_CLASS
+    )
+}
+
+pub(super) fn no_target(group: &str, kind: &str) -> String {
+    format!(
+        "kind {kind:?} of group {group:?} can't be a target: use Service, or Gateway of group {}",
+        gateway::GROUP
+    )
 }
 
 pub(super) fn no_service(name: &str) -> String {

@@ -49,7 +49,7 @@ const RESERVED: [&str; 10] = [
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestAuthenticationSpec {
-    /// Services of the policy's own namespace that it is attached to, each bound to a waypoint.
+    /// Services of the policy's own namespace that it is attached to, each bound to a waypoint, or Gateways there.
     #[schemars(length(min = 1, max = 64))]
     pub target_refs: Vec<TargetRef>,
     /// Who may have issued a token.
