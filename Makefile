@@ -9,7 +9,7 @@ PROFILE ?= dev
 release_flags = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src=/registry
 OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-.PHONY: help charts conformance demo test test-kernels test-kubernetes test-interop fuzz images images-twice bench bench-smoke bench-instructions bench-control lint bpf build clean-lab
+.PHONY: help charts conformance demo test test-kernels test-kubernetes test-interop fuzz images images-twice bench bench-smoke bench-instructions bench-control bench-l7 lint bpf build clean-lab
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,10 @@ bench-control: packages-build ## Measure the control plane alone: 1,000 simulate
 	@$(MAKE) --no-print-directory build PROFILE=release
 	@target/release/seine-bench control
 
+bench-l7: machine packages-lab packages-l7 ## Measure the waypoint beside Envoy: HTTP/1.1, HTTP/2, gRPC, bodies, memory, routes
+	@$(MAKE) --no-print-directory build PROFILE=release
+	@SEINE_BENCH_ENVOY=$$(scripts/envoy.sh) target/release/seine-bench l7
+
 # The figures mean nothing; that there is one in each row does.
 bench-smoke: machine packages-lab build ## Measure everything once and shortly
 	@$(OUT)/seine-bench compare --rounds 1 --seconds 0.2
@@ -72,7 +76,7 @@ build: export RUSTFLAGS = $(release_flags)
 endif
 build: packages-build ## Build every program
 	@echo "building (cargo, profile $(PROFILE)); from nothing this takes minutes"
-	@cargo build --locked --workspace --bins --profile $(PROFILE)
+	@cargo build --locked --workspace --exclude seine-fuzz --bins --profile $(PROFILE)
 
 clean-lab: ## Remove whatever labs left on this machine
 	@scripts/clean-lab.sh

@@ -10,6 +10,7 @@
 #   scripts/packages.sh test     what tests run beside the lab
 #   scripts/packages.sh kubernetes  what nodes of a real cluster need
 #   scripts/packages.sh interop  what builds others' programs
+#   scripts/packages.sh l7       what gets Envoy
 #   scripts/packages.sh instructions  what counts instructions
 #
 # Several may be given. Services that come with a package are not started.
@@ -29,6 +30,7 @@ packages() {
         interop) echo golang-go ;;
         kubernetes) echo containerd runc containernetworking-plugins nftables iproute2 procps util-linux openssl curl \
             python3 binutils golang-go ;;
+        l7) echo python3 python3-venv ;;
         instructions) echo valgrind ;;
         kernels) echo qemu-system-x86 busybox-static cpio kmod xz-utils python3 ;;
         *) say "packages.sh: no such task: $1"; exit 2 ;;

@@ -82,7 +82,11 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             namespace: "mesh",
         });
     }
-    let names: Vec<String> = paths.iter().map(|path| path.name.to_owned()).collect();
+    let names: Vec<_> = paths.iter().map(|path| path.name).collect();
+    let mut ratios: Vec<_> = names[1..].iter().map(|name| (*name, DIRECT)).collect();
+    if let [_, ours, peer] = names[..] {
+        ratios.push((ours, peer));
+    }
     let mut samples = Samples::default();
     let wanted = |name: &str| {
         plan.only
@@ -96,7 +100,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         let memory = round == 1 && wanted("memory");
         if memory {
             for path in &paths[1..] {
-                let row = less("memory, idle, both proxies (KiB)");
+                let row = Row::less("memory, idle, both proxies (KiB)");
                 samples.add(&row, path.name, path.lab.memory()?);
             }
         }
@@ -118,7 +122,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             }
         }
     }
-    let table = samples.table(&names);
+    let table = samples.table(&names, &ratios);
     println!("\n{table}");
     println!(
         "Medians of {} rounds (min–max); ratios are medians of paired ratios, to direct TCP as measured just before. \
@@ -156,11 +160,11 @@ fn held_connections(path: &Route<'_>, samples: &mut Samples) -> Result<()> {
     let after = path.lab.memory()?;
     let each = (held - before) / HELD as f64;
     samples.add(
-        &less("memory, a held connection, both proxies (KiB)"),
+        &Row::less("memory, a held connection, both proxies (KiB)"),
         path.name,
         each,
     );
-    let row = less("memory, after 2,000 connections are gone, above idle (KiB)");
+    let row = Row::less("memory, after 2,000 connections are gone, above idle (KiB)");
     samples.add(&row, path.name, after - before);
     Ok(())
 }
@@ -172,7 +176,7 @@ fn many_workloads(path: &Route<'_>, samples: &mut Samples) -> Result<()> {
     let after = path.lab.memory()?;
     // Asked afterwards: a page of so many takes more memory than they do.
     path.lab.await_workloads(WORKLOADS)?;
-    let row = less("memory, 10,000 workloads more, a proxy (KiB)");
+    let row = Row::less("memory, 10,000 workloads more, a proxy (KiB)");
     samples.add(&row, path.name, (after - before) / 2.0);
     path.lab.set_workloads(0)?;
     path.lab.await_workloads(0)?;
@@ -237,34 +241,20 @@ impl Work {
         let named = |what: &str| format!("{}: {what}", self.name);
         Ok(match self.kind {
             Kind::RoundTrips => vec![
-                (less(&named("p50 (µs)")), figures.p50),
-                (less(&named("p99 (µs)")), figures.p99),
-                (more(&named("a second")), figures.rate()),
-                (less(&named("CPU s per 1,000")), each * 1e3),
+                (Row::less(&named("p50 (µs)")), figures.p50),
+                (Row::less(&named("p99 (µs)")), figures.p99),
+                (Row::more(&named("a second")), figures.rate()),
+                (Row::less(&named("CPU s per 1,000")), each * 1e3),
             ],
             Kind::Connections => vec![
-                (more(&named("a second")), figures.rate()),
-                (less(&named("CPU ms each")), each * 1e3),
+                (Row::more(&named("a second")), figures.rate()),
+                (Row::less(&named("CPU ms each")), each * 1e3),
             ],
             Kind::Bulk => vec![
-                (more(&named("GB/s")), figures.rate() / 1e9),
-                (less(&named("CPU s per GB")), each * 1e9),
+                (Row::more(&named("GB/s")), figures.rate() / 1e9),
+                (Row::less(&named("CPU s per GB")), each * 1e9),
             ],
         })
-    }
-}
-
-fn less(name: &str) -> Row {
-    Row {
-        name: name.to_owned(),
-        more_is_better: false,
-    }
-}
-
-fn more(name: &str) -> Row {
-    Row {
-        name: name.to_owned(),
-        more_is_better: true,
     }
 }
 

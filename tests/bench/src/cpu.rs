@@ -12,10 +12,16 @@ pub(crate) fn cgroup_seconds(cgroup: &Path) -> Option<f64> {
     Some(usage.parse::<u64>().ok()? as f64 / 1e6)
 }
 
-/// The processes of a cgroup.
+/// The processes of a cgroup and of those below it.
 pub(crate) fn processes(cgroup: &Path) -> Vec<u32> {
     let listed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    listed.lines().filter_map(|pid| pid.parse().ok()).collect()
+    let mut all: Vec<u32> = listed.lines().filter_map(|pid| pid.parse().ok()).collect();
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(processes(&entry.path()));
+        }
+    }
+    all
 }
 
 /// Private memory of a process in KiB: what would be free without it (`smaps_rollup`).

@@ -36,7 +36,7 @@ impl Figures {
         self.done as f64 / self.seconds
     }
 
-    fn new(done: u64, elapsed: Duration, mut samples: Vec<u32>) -> Self {
+    pub(crate) fn new(done: u64, elapsed: Duration, mut samples: Vec<u32>) -> Self {
         samples.sort_unstable();
         let at = |share: f64| match samples.len() {
             0 => 0.0,
@@ -233,12 +233,12 @@ pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<()> {
 }
 
 /// As many open sockets as may be.
-fn raise_file_limit() -> Result<()> {
+pub(crate) fn raise_file_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
 }
 
-async fn connect(to: SocketAddr) -> Result<TcpStream> {
+pub(crate) async fn connect(to: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect(to)
         .await
         .with_context(|| format!("connecting to {to}"))?;
@@ -246,7 +246,7 @@ async fn connect(to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn tenths(time: Duration) -> u32 {
+pub(crate) fn tenths(time: Duration) -> u32 {
     u32::try_from(time.as_nanos() / 100).unwrap_or(u32::MAX)
 }
 

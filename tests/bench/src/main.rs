@@ -5,6 +5,7 @@
 mod compare;
 mod control;
 mod cpu;
+mod l7;
 mod load;
 mod report;
 
@@ -52,6 +53,38 @@ enum Command {
     },
     /// Open connections and hold them until standard input ends.
     Hold { to: SocketAddr, count: usize },
+    /// Answers requests of HTTP and gRPC.
+    HttpServer { address: SocketAddr },
+    /// Requests of HTTP and gRPC.
+    Requests(l7::Load),
+    /// Open connections of HTTP and hold them until standard input ends.
+    HoldRequests(l7::Load),
+    /// Wait until answers are by this version of a route.
+    #[command(hide = true)]
+    WatchRoute {
+        #[command(flatten)]
+        load: l7::Load,
+        #[arg(long)]
+        version: String,
+    },
+    /// Measure the waypoint beside Envoy, whose binary SEINE_BENCH_ENVOY names.
+    L7 {
+        /// Folder of the programs; default: where this one is.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+        /// How often each row is measured on each proxy.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds of one measurement.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        /// Only rows whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// Write the table as Markdown to this file too.
+        #[arg(long)]
+        markdown: Option<PathBuf>,
+    },
     /// How many workloads whose names begin so a node proxy knows, by its admin address.
     #[command(hide = true)]
     KnownWorkloads { admin: SocketAddr, prefix: String },
@@ -112,6 +145,27 @@ fn main() -> Result<()> {
             seconds,
         } => load::on_core(0, load::bulk(to, streams, time(seconds)))?,
         Command::Hold { to, count } => return load::on_core(0, load::hold(to, count)),
+        Command::HttpServer { address } => return load::on_core(1, l7::server(address)),
+        Command::Requests(load) => load::on_core(0, l7::requests(load))?,
+        Command::HoldRequests(load) => return load::on_core(0, l7::hold(load)),
+        Command::WatchRoute { load, version } => {
+            return load::on_core(0, l7::watch(load, &version));
+        }
+        Command::L7 {
+            programs,
+            rounds,
+            seconds,
+            only,
+            markdown,
+        } => {
+            return l7::run(&l7::Plan {
+                programs,
+                rounds,
+                seconds,
+                only,
+                markdown,
+            });
+        }
         Command::KnownWorkloads { admin, prefix } => {
             println!("{}", compare::known_workloads(admin, &prefix)?);
             return Ok(());
@@ -151,6 +205,6 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn time(seconds: f64) -> Duration {
+pub(crate) fn time(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.clamp(0.01, 600.0))
 }

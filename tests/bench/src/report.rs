@@ -24,6 +24,24 @@ pub(crate) struct Row {
     pub(crate) more_is_better: bool,
 }
 
+impl Row {
+    /// Less is better.
+    pub(crate) fn less(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            more_is_better: false,
+        }
+    }
+
+    /// More is better.
+    pub(crate) fn more(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            more_is_better: true,
+        }
+    }
+}
+
 impl Samples {
     /// Adds one round's value.
     pub(crate) fn add(&mut self, row: &Row, path: &str, value: f64) {
@@ -55,54 +73,46 @@ impl Samples {
             })
     }
 
-    /// The table as Markdown: for each path median and spread (min to max), and the median of the
-    /// paired ratios to direct TCP, the first path; then of the second to the third, where there is one.
-    pub(crate) fn table(&self, paths: &[String]) -> String {
+    /// The table as Markdown: for each path median and spread (min to max), and the median of the paired ratios of one path
+    /// to another, with the word "ahead" or "behind" where the other is not direct TCP.
+    pub(crate) fn table(&self, paths: &[&str], ratios: &[(&str, &str)]) -> String {
         let mut out = String::from("| row |");
         for path in paths {
             let _ = write!(out, " {path} |");
         }
-        for path in &paths[1..] {
-            let _ = write!(out, " {path} / {} |", paths[0]);
-        }
-        if let [_, ours, peer] = paths {
-            let _ = write!(out, " {ours} / {peer} |  |");
+        for (of, to) in ratios {
+            let verdict = if *to == DIRECT { "" } else { "  |" };
+            let _ = write!(out, " {of} / {to} |{verdict}");
         }
         let columns = out.matches('|').count() - 1;
         let _ = writeln!(out, "\n|{}", "---|".repeat(columns));
         for (index, row) in self.rows.iter().enumerate() {
-            let of = |path: &String| self.values.get(&(index, path.clone()));
+            let of = |path: &str| self.values.get(&(index, path.to_owned()));
             let _ = write!(out, "| {} |", row.name);
             for path in paths {
                 let _ = write!(out, " {} |", of(path).map_or("–".to_owned(), |v| spread(v)));
             }
-            for path in &paths[1..] {
-                let _ = write!(
-                    out,
-                    " {} |",
-                    ratio(of(path), self.direct.get(&(index, path.clone())))
-                );
-            }
-            if let [_, ours, peer] = paths {
-                let ratio = median_ratio(of(ours), of(peer));
-                let ahead = ratio.map_or("", |r| {
-                    if (r > 1.0) == row.more_is_better {
-                        "ahead"
-                    } else {
-                        "behind"
-                    }
-                });
-                let shown = ratio.map_or("–".to_owned(), |r| format!("{r:.2}"));
-                let _ = write!(out, " {shown} | {ahead} |");
+            for (path, to) in ratios {
+                let beside = match *to {
+                    DIRECT => self.direct.get(&(index, (*path).to_owned())),
+                    other => of(other),
+                };
+                let ratio = median_ratio(of(path), beside);
+                let shown = ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}"));
+                let _ = write!(out, " {shown} |");
+                if *to != DIRECT {
+                    let verdict = match ratio {
+                        Some(ratio) if (ratio > 1.0) == row.more_is_better => "ahead",
+                        Some(_) => "behind",
+                        None => "",
+                    };
+                    let _ = write!(out, " {verdict} |");
+                }
             }
             out.push('\n');
         }
         out
     }
-}
-
-fn ratio(of: Option<&Vec<f64>>, to: Option<&Vec<f64>>) -> String {
-    median_ratio(of, to).map_or("–".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
 /// The median of the ratios of the same round: the machine's drift falls out.
@@ -164,7 +174,10 @@ mod tests {
             // The machine is slower a moment later, for both.
             samples.add_beside(&row, "peer", peer, direct / 2.0);
         }
-        let table = samples.table(&["direct".into(), "seine".into(), "peer".into()]);
+        let table = samples.table(
+            &[DIRECT, "seine", "peer"],
+            &[("seine", DIRECT), ("peer", DIRECT), ("seine", "peer")],
+        );
         let line = table.lines().last().unwrap();
         assert!(line.contains("| 0.50 | 0.50 | 2.00 | ahead |"), "{table}");
     }

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ca;
 pub mod cgroup;
 pub mod cli;
 pub mod client;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use rcgen::{Issuer, KeyPair};
+use rcgen::KeyPair;
 use seine_e2e::attack::report::Tunneled;
 use seine_e2e::attack::tunnel::{CHAIN, KEY, ROOTS};
 use seine_identity::Identity;
 use seine_identity::testing::TestLeaf;
+use seine_lab::ca::LabCa;
 
 use super::stage::{ATTACKER, PARTNER, Stage, new_ca};
 
@@ -25,55 +26,22 @@ fn good() -> TestLeaf {
 }
 
 /// The lab's certificate authority in an attacker's hands.
-struct StolenCa {
-    issuer: Issuer<'static, KeyPair>,
-    intermediate: String,
-    roots: String,
+fn stolen_ca(stage: &Stage) -> Result<LabCa> {
+    LabCa::read(&stage.state()?)
 }
 
-impl StolenCa {
-    fn of(stage: &Stage) -> Result<Self> {
-        let folder = stage.state()?.join("ca");
-        let text = fs::read_to_string(folder.join("intermediate-1.pem"))?;
-        let begin = text
-            .find("-----BEGIN CERTIFICATE-----")
-            .context("a certificate")?;
-        let end = "-----END CERTIFICATE-----";
-        let length = text[begin..].find(end).context("its end")? + end.len();
-        let intermediate = format!("{}\n", &text[begin..begin + length]);
-        let key = KeyPair::from_pem(&key_of(&text)?)?;
-        Ok(Self {
-            issuer: Issuer::from_ca_cert_pem(&intermediate, key)?,
-            intermediate,
-            roots: fs::read_to_string(folder.join("root-cert.pem"))?,
-        })
-    }
-
-    /// Signs a leaf and writes it as the attacker's program reads it.
-    fn write(&self, folder: &Path, leaf: &TestLeaf) -> Result<()> {
-        let key = KeyPair::generate()?;
-        let certificate = leaf.params().signed_by(&key, &self.issuer)?;
-        let chain = format!("{}{}", certificate.pem(), self.intermediate);
-        self.write_pem(folder, &chain, &key.serialize_pem())
-    }
-
-    fn write_pem(&self, folder: &Path, chain: &str, key: &str) -> Result<()> {
-        fs::create_dir_all(folder)?;
-        fs::write(folder.join(CHAIN), chain)?;
-        fs::write(folder.join(KEY), key)?;
-        fs::write(folder.join(ROOTS), &self.roots)?;
-        Ok(())
-    }
+/// Signs a leaf and writes it as the attacker's program reads it.
+fn write_signed(ca: &LabCa, folder: &Path, leaf: &TestLeaf) -> Result<()> {
+    let (chain, key) = ca.sign(leaf.params())?;
+    write(ca, folder, &chain, &key)
 }
 
-/// The part of a PEM file that is a private key.
-fn key_of(text: &str) -> Result<String> {
-    let begin = text
-        .find("-----BEGIN PRIVATE KEY-----")
-        .context("a private key")?;
-    let end = "-----END PRIVATE KEY-----";
-    let length = text[begin..].find(end).context("its end")? + end.len();
-    Ok(format!("{}\n", &text[begin..begin + length]))
+fn write(ca: &LabCa, folder: &Path, chain: &str, key: &str) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join(CHAIN), chain)?;
+    fs::write(folder.join(KEY), key)?;
+    fs::write(folder.join(ROOTS), &ca.roots)?;
+    Ok(())
 }
 
 /// Opens a tunnel to the server's echo; with `present` instead of the client's own certificate.
@@ -107,7 +75,7 @@ pub(crate) fn carried(tunneled: &Tunneled) -> bool {
 fn svid(stage: &Stage) -> Result<PathBuf> {
     let folder = stage.files.path().join("svid");
     if !folder.join(ROOTS).exists() {
-        StolenCa::of(stage)?.write(&folder, &good())?;
+        write_signed(&stolen_ca(stage)?, &folder, &good())?;
     }
     Ok(folder)
 }
@@ -138,11 +106,11 @@ fn refused(stage: &Stage, attack: &[&str], reason: &str, twin: &Path) -> Result<
 
 /// As [`refused`], with two leaves that the lab's CA signs.
 fn refused_leaf(stage: &Stage, attack: &TestLeaf, reason: &str, twin: &TestLeaf) -> Result<()> {
-    let ca = StolenCa::of(stage)?;
+    let ca = stolen_ca(stage)?;
     let folders = tempfile::tempdir_in(stage.files.path())?;
     let (bad, good) = (folders.path().join("attack"), folders.path().join("twin"));
-    ca.write(&bad, attack)?;
-    ca.write(&good, twin)?;
+    write_signed(&ca, &bad, attack)?;
+    write_signed(&ca, &good, twin)?;
     let bad = bad.display().to_string();
     refused(stage, &["--present", &bad], reason, &good)
 }
@@ -203,26 +171,31 @@ pub(crate) fn a_federated_ca_that_signs_our_domain_opens_no_tunnel(stage: &Stage
         .bed
         .await_ztunnel(2, &["trust domain's roots were read", PARTNER])?;
     let folders = tempfile::tempdir_in(stage.files.path())?;
-    let write = |name: &str, leaf: TestLeaf| -> Result<PathBuf> {
+    let signed = |name: &str, leaf: TestLeaf| -> Result<PathBuf> {
         let folder = folders.path().join(name);
         let key = KeyPair::generate()?;
         let chain = leaf.params().signed_by(&key, &stage.partner)?.pem();
-        StolenCa::of(stage)?.write_pem(&folder, &chain, &key.serialize_pem())?;
+        write(&stolen_ca(stage)?, &folder, &chain, &key.serialize_pem())?;
         Ok(folder)
     };
-    let attack = write("attack", good())?;
+    let attack = signed("attack", good())?;
     let twin = changed(|leaf| leaf.uris = vec![CLIENT.replace("cluster.local", PARTNER)]);
     refused(
         stage,
         &["--present", &attack.display().to_string()],
         "is not signed by a CA of trust domain cluster.local",
-        &write("twin", twin)?,
+        &signed("twin", twin)?,
     )
 }
 
 fn signed_elsewhere(stage: &Stage, chain: &str, key: &KeyPair) -> Result<()> {
     let folder = tempfile::tempdir_in(stage.files.path())?;
-    StolenCa::of(stage)?.write_pem(folder.path(), chain, &key.serialize_pem())?;
+    write(
+        &stolen_ca(stage)?,
+        folder.path(),
+        chain,
+        &key.serialize_pem(),
+    )?;
     let attack = folder.path().display().to_string();
     refused(
         stage,
