@@ -116,6 +116,9 @@ pub struct Config {
     #[arg(long, env = "SEINE_TRACE_SAMPLING", default_value = "1", value_parser = share)]
     pub trace_sampling: f64,
 
+    /// Threads that move bytes; 0 is one for each core, by the container's limit.
+    #[arg(long, env = "SEINE_WORKER_THREADS", default_value_t = 0)]
+    pub worker_threads: usize,
     /// How long a request waits for policies that are known by name alone before it is denied.
     #[arg(long, env = "SEINE_POLICY_WAIT_MS", default_value = "5000", value_parser = millis)]
     pub policy_wait: Duration,

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access_lines;
 pub mod http;
 mod lines;
 mod logging;

@@ -9,6 +9,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use crate::access_lines::AccessLines;
 use crate::otlp::{Otlp, OtlpError};
 use crate::text::TextFields;
 
@@ -65,6 +66,9 @@ pub enum StartError {
     /// The OTLP endpoint could not be used.
     #[error(transparent)]
     Otlp(#[from] OtlpError),
+    /// The thread that writes the access log.
+    #[error("starting a thread for the access log: {0}")]
+    Thread(std::io::Error),
     /// Another subscriber is installed.
     #[error("telemetry was started twice: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
@@ -74,13 +78,15 @@ pub enum StartError {
 pub struct Telemetry {
     filter: reload::Handle<EnvFilter, Registry>,
     otlp: Option<Otlp>,
+    access: AccessLines,
 }
 
 impl Telemetry {
     /// Installs the subscriber. Needs a tokio runtime where an OTLP endpoint is given.
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
         let (filter, handle) = reload::Layer::new(parse(&settings.level)?);
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let access = AccessLines::start(std::io::stderr()).map_err(StartError::Thread)?;
+        let lines = tracing_subscriber::fmt::layer().with_writer(access.sink());
         let lines = match settings.format {
             LogFormat::Text => lines.with_ansi(false).fmt_fields(TextFields).boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -118,6 +124,7 @@ impl Telemetry {
         Ok(Self {
             filter: handle,
             otlp,
+            access,
         })
     }
 
@@ -136,8 +143,9 @@ impl Telemetry {
             .unwrap_or_default()
     }
 
-    /// Sends what is buffered and stops exporting. Blocks for at most some seconds.
+    /// Writes and sends what is buffered, and stops exporting. Blocks for at most some seconds.
     pub fn stop(&self) {
+        self.access.stop();
         if let Some(otlp) = &self.otlp {
             otlp.stop();
         }
