@@ -128,11 +128,8 @@ pub(crate) fn is_http(shared: &Shared, bound: &Bound) -> bool {
         Some(AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) => true,
         Some(AppProtocol::Tcp | AppProtocol::Tls) | None => false,
         Some(AppProtocol::Unknown) => {
-            let about = |of: &Option<u16>| of.is_none_or(|of| of == bound.port);
-            shared.routes.of(&bound.service.key).iter().any(|rule| {
-                let mut parents = rule.parents.iter();
-                parents.any(|(service, port)| *service == bound.service.key && about(port))
-            })
+            let rules = shared.routes.of(&bound.service.key);
+            rules.attached(bound.port).next().is_some()
         }
     }
 }

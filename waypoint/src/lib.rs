@@ -41,6 +41,7 @@ pub mod router;
 pub mod routes;
 pub mod rule;
 mod serve;
+pub mod service_rules;
 pub mod session;
 pub mod shared;
 mod telemetry;

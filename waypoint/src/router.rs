@@ -9,6 +9,7 @@ use seine_workload::ServiceKey;
 use crate::ingress::hosts::Hosts;
 use crate::path;
 use crate::rule::{Backend, Match, PathChange, PathMatch, Rule, Text};
+use crate::service_rules::{Attached, ServiceRules};
 
 /// A request, as far as matches look at it.
 #[derive(Clone, Copy, Debug)]
@@ -50,40 +51,41 @@ pub enum Choice {
     Rule(Arc<Rule>, usize),
 }
 
-/// Chooses among the rules about a service, which are in the order of their age.
+/// Chooses among the rules about a service.
 ///
 /// A route of another namespace than the service's is about the clients of its own namespace, and for them comes in the
 /// place of the service's own routes.
 pub fn choose(
-    rules: &[Arc<Rule>],
+    rules: &ServiceRules,
     service: &ServiceKey,
     port: u16,
     client_namespace: &str,
     asked: &Asked<'_>,
 ) -> Choice {
-    let of_port = |rule: &&Arc<Rule>| {
-        let mut parents = rule.parents.iter();
-        parents.any(|(parent, of)| parent == service && of.is_none_or(|of| of == port))
+    let of_client = |at: &Attached| at.namespace == client_namespace;
+    let namespace = match rules.attached(port).any(of_client) {
+        true => client_namespace,
+        false => &*service.namespace,
     };
-    let own = |rule: &&Arc<Rule>| *rule.namespace == *service.namespace;
-    let consumers = |rule: &&Arc<Rule>| !own(rule) && rule.namespace == client_namespace;
-    let attached = || rules.iter().filter(of_port);
-    let mut candidates: Vec<&Arc<Rule>> = match attached().any(|rule| consumers(&rule)) {
-        true => attached().filter(consumers).collect(),
-        false => attached().filter(own).collect(),
-    };
+    let mut attached = rules
+        .attached(port)
+        .filter(|at| at.namespace == namespace)
+        .peekable();
+    if attached.peek().is_none() {
+        return Choice::NoRules;
+    }
     // Of several kinds of routes at one port the most specific one is obeyed alone (GEP-1426).
-    if candidates.iter().any(|rule| rule.grpc) {
-        candidates.retain(|rule| rule.grpc);
-    }
-    match candidates.is_empty() {
-        true => Choice::NoRules,
-        false => best(candidates.into_iter(), asked),
-    }
+    let grpc = attached.any(|at| at.grpc);
+    let obeyed = |rule: &&Arc<Rule>| {
+        let mut parents = rule.parents.iter();
+        rule.namespace == namespace
+            && rule.grpc == grpc
+            && parents.any(|(parent, of)| parent == service && of.is_none_or(|of| of == port))
+    };
+    best(rules.possible(asked.path).filter(obeyed), asked)
 }
 
-/// Chooses among the rules that are attached to a listener, which are in the order of their age: among those that are about
-/// the host in the most specific way alone.
+/// Chooses among the rules that are attached to a listener: among those that are about the host in the most specific way alone.
 pub fn choose_at(rules: &[Arc<Rule>], listener: &str, host: &str, asked: &Asked<'_>) -> Choice {
     let specific = |rule: &Rule| {
         let at = rule.listeners.iter().filter(|(name, _)| name == listener);
@@ -104,8 +106,10 @@ fn best<'a>(candidates: impl Iterator<Item = &'a Arc<Rule>>, asked: &Asked<'_>) 
     for rule in candidates {
         for (index, wanted) in rule.matches.iter().enumerate() {
             let rank = Rank::of(wanted);
-            // Of equal ones the first stays: that of the older route, then of the earlier rule.
-            let better = best.as_ref().is_none_or(|(held, ..)| rank > *held);
+            // Of equal ones that of the older route, then of the earlier rule, and there the first.
+            let better = best
+                .as_ref()
+                .is_none_or(|(held, of, _)| rank > *held || rank == *held && rule.age < of.age);
             let of_kind = asked.grpc || !rule.grpc;
             if better && of_kind && wanted.matches(asked) {
                 best = Some((rank, rule, index));
@@ -335,9 +339,11 @@ mod tests {
             namespace: "shop".into(),
             hostname: WEB.into(),
         };
-        let mut sorted = rules.to_vec();
-        sorted.sort_by(|a, b| a.age.cmp(&b.age));
-        match choose(&sorted, &service, 80, from, &asked) {
+        let mut of_service = ServiceRules::default();
+        for rule in rules {
+            of_service.add(&service, rule);
+        }
+        match choose(&of_service, &service, 80, from, &asked) {
             Choice::NoRules => "no rules".into(),
             Choice::NoMatch => "no match".into(),
             Choice::Rule(rule, index) => format!("{}:{index}", rule.name),

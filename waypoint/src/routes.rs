@@ -2,8 +2,7 @@
 //!
 //! One writer, the configuration's task; requests read a service's list and keep it while they need it.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -17,6 +16,7 @@ use seine_xds::{Handler, Refused};
 use crate::authentication::Authentications;
 use crate::ingress::listeners::Listeners;
 use crate::rule::Rule;
+use crate::service_rules::ServiceRules;
 use crate::traffic::Traffic;
 
 /// The rules.
@@ -27,18 +27,18 @@ pub struct Routes(RwLock<State>);
 struct State {
     /// Version and rule by name.
     held: HashMap<String, (String, Arc<Rule>)>,
-    by_service: HashMap<ServiceKey, Arc<[Arc<Rule>]>>,
+    by_service: HashMap<ServiceKey, Arc<ServiceRules>>,
     by_listener: HashMap<String, Arc<[Arc<Rule>]>>,
 }
 
 impl Routes {
-    /// The rules about a service, the oldest first.
-    pub fn of(&self, service: &ServiceKey) -> Arc<[Arc<Rule>]> {
+    /// The rules about a service.
+    pub fn of(&self, service: &ServiceKey) -> Arc<ServiceRules> {
         let found = self.0.read().by_service.get(service).cloned();
         found.unwrap_or_default()
     }
 
-    /// The rules that are attached to a listener, the oldest first.
+    /// The rules that are attached to a listener.
     pub fn at_listener(&self, name: &str) -> Arc<[Arc<Rule>]> {
         let found = self.0.read().by_listener.get(name).cloned();
         found.unwrap_or_default()
@@ -79,32 +79,38 @@ impl Routes {
             }
         }
         let rules = || state.held.values().map(|(_, rule)| rule);
-        let by_service = by(rules(), |rule| &rule.parents);
-        let by_listener = by(rules(), |rule| &rule.listeners);
+        let (by_service, by_listener) = (by_service(rules()), by_listener(rules()));
         (state.by_service, state.by_listener) = (by_service, by_listener);
         refused
     }
 }
 
-/// The rules by what they are about, each once, the oldest first.
-fn by<'a, K: Clone + Eq + Hash + 'a, T: 'a>(
+fn by_service<'a>(
     rules: impl Iterator<Item = &'a Arc<Rule>>,
-    about: impl Fn(&'a Rule) -> &'a Vec<(K, T)>,
-) -> HashMap<K, Arc<[Arc<Rule>]>> {
-    let mut found: HashMap<K, Vec<Arc<Rule>>> = HashMap::new();
+) -> HashMap<ServiceKey, Arc<ServiceRules>> {
+    let mut found: HashMap<ServiceKey, ServiceRules> = HashMap::new();
     for rule in rules {
-        for (key, _) in about(rule) {
-            let list = found.entry(key.clone()).or_default();
-            if list.last().is_none_or(|last| !Arc::ptr_eq(last, rule)) {
-                list.push(rule.clone());
-            }
+        let services: HashSet<_> = rule.parents.iter().map(|(service, _)| service).collect();
+        for service in services {
+            found.entry(service.clone()).or_default().add(service, rule);
         }
     }
-    let sorted = found.into_iter().map(|(key, mut rules)| {
-        rules.sort_by(|a, b| a.age.cmp(&b.age));
-        (key, rules.into())
-    });
-    sorted.collect()
+    let found = found.into_iter();
+    found.map(|(key, rules)| (key, Arc::new(rules))).collect()
+}
+
+fn by_listener<'a>(
+    rules: impl Iterator<Item = &'a Arc<Rule>>,
+) -> HashMap<String, Arc<[Arc<Rule>]>> {
+    let mut found: HashMap<String, Vec<Arc<Rule>>> = HashMap::new();
+    for rule in rules {
+        let listeners: HashSet<_> = rule.listeners.iter().map(|(name, _)| name).collect();
+        for name in listeners {
+            found.entry(name.clone()).or_default().push(rule.clone());
+        }
+    }
+    let found = found.into_iter();
+    found.map(|(name, rules)| (name, rules.into())).collect()
 }
 
 fn parse(resource: &Resource) -> Result<Rule, String> {
@@ -191,10 +197,9 @@ mod tests {
         };
         let names = |host: &str| {
             let found = routes.of(&service(host));
-            found
-                .iter()
-                .map(|rule| rule.name.clone())
-                .collect::<Vec<_>>()
+            let paths = ["/a", "/b"].into_iter();
+            let rules = paths.flat_map(|path| found.possible(path));
+            rules.map(|rule| rule.name.clone()).collect::<Vec<_>>()
         };
         let both = [
             resource("b", "1", Some("/b")),
