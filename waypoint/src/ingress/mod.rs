@@ -1,7 +1,7 @@
 //! Connections from outside the mesh, at a Gateway's listeners.
 //!
-//! [`listeners`] holds what the control plane says of them; [`door`] binds their ports and makes of each connection, after
-//! its TLS, one for `request`, which then asks [`Door::choose`] for the rule; [`forwarded`] says who the client is.
+//! [`listeners`] holds what the control plane says of them; `door` binds their ports and makes of each connection, after
+//! its TLS, one for `request`, which then asks `Door::choose` for the rule; `forwarded` says who the client is.
 
 pub(crate) mod door;
 mod forwarded;
