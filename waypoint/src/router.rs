@@ -82,10 +82,12 @@ pub fn choose(
             && rule.grpc == grpc
             && parents.any(|(parent, of)| parent == service && of.is_none_or(|of| of == port))
     };
-    best(rules.possible(asked.path).filter(obeyed), asked)
+    let about = rules.possible(asked.path).filter(obeyed);
+    best(about.map(|rule| ((), rule)), asked)
 }
 
-/// Chooses among the rules that are attached to a listener: among those that are about the host in the most specific way alone.
+/// Chooses among the rules that are attached to a listener: a match of a rule that is about the host in a more specific way comes
+/// first, then a better match.
 pub fn choose_at(rules: &[Arc<Rule>], listener: &str, host: &str, asked: &Asked<'_>) -> Choice {
     let specific = |rule: &Rule| {
         let at = rule.listeners.iter().filter(|(name, _)| name == listener);
@@ -93,26 +95,29 @@ pub fn choose_at(rules: &[Arc<Rule>], listener: &str, host: &str, asked: &Asked<
         let hosts = hosts.filter(|hosts| hosts.contain(host));
         hosts.map(Hosts::specific).max()
     };
-    let Some(most) = rules.iter().filter_map(|rule| specific(rule)).max() else {
-        return Choice::NoMatch;
-    };
-    let about = rules.iter().filter(|rule| specific(rule) == Some(most));
-    best(about, asked)
+    let about = rules.iter();
+    best(
+        about.filter_map(|rule| Some((specific(rule)?, rule))),
+        asked,
+    )
 }
 
-/// The rule with the best match.
-fn best<'a>(candidates: impl Iterator<Item = &'a Arc<Rule>>, asked: &Asked<'_>) -> Choice {
-    let mut best: Option<(Rank, &Arc<Rule>, usize)> = None;
-    for rule in candidates {
+/// The rule with the best match, of those that come first.
+fn best<'a, O: Copy + Ord>(
+    candidates: impl Iterator<Item = (O, &'a Arc<Rule>)>,
+    asked: &Asked<'_>,
+) -> Choice {
+    let mut best: Option<((O, Rank), &Arc<Rule>, usize)> = None;
+    for (order, rule) in candidates {
         for (index, wanted) in rule.matches.iter().enumerate() {
-            let rank = Rank::of(wanted);
+            let place = (order, Rank::of(wanted));
             // Of equal ones that of the older route, then of the earlier rule, and there the first.
             let better = best
                 .as_ref()
-                .is_none_or(|(held, of, _)| rank > *held || rank == *held && rule.age < of.age);
+                .is_none_or(|(held, of, _)| place > *held || place == *held && rule.age < of.age);
             let of_kind = asked.grpc || !rule.grpc;
             if better && of_kind && wanted.matches(asked) {
-                best = Some((rank, rule, index));
+                best = Some((place, rule, index));
             }
         }
     }
@@ -386,10 +391,10 @@ mod tests {
             ("a.example", "/a", "also"),
             ("a.example", "/b", "one"),
             ("b.example", "/a", "one"),
-            // Less specific hosts are not fallen back to.
             ("b.example", "/any", "one"),
             ("c.example", "/a", "wild"),
-            ("c.example", "/any", "no match"),
+            // No rule of a more specific host matches.
+            ("c.example", "/any", "any"),
             ("example", "/any", "any"),
             ("example", "/a", "no match"),
         ] {
