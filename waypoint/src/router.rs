@@ -392,7 +392,8 @@ mod tests {
             ("a.example", "/b", "one"),
             ("b.example", "/a", "one"),
             ("b.example", "/any", "one"),
-            ("c.example", "/a", "wild"),
+            // Of equal ones the first by name.
+            ("c.example", "/a", "also"),
             // No rule of a more specific host matches.
             ("c.example", "/any", "any"),
             ("example", "/any", "any"),

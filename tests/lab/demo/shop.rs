@@ -151,14 +151,19 @@ impl<'a> Shop<'a> {
         Ok(missing)
     }
 
-    /// The line about a denied connection from an identity to PostgreSQL.
+    /// The line about a denied connection from an identity to PostgreSQL. It may come a moment after the client was told.
     pub(crate) fn find_denial(&self, from: &str) -> Result<Option<String>> {
         let source = format!("src.identity={}", identity(from));
-        let log = self.lab.logs(Component::Ztunnel, 2)?;
-        Ok(log
-            .lines()
-            .find(|line| line.contains("denied") && line.contains(&source))
-            .map(str::to_owned))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = self.lab.logs(Component::Ztunnel, 2)?;
+            let mut lines = log.lines();
+            let found = lines.find(|line| line.contains("denied") && line.contains(&source));
+            if found.is_some() || Instant::now() > deadline {
+                return Ok(found.map(str::to_owned));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Tries to log in to PostgreSQL from the front end's pod, with the right password.
