@@ -1,221 +1,24 @@
 //! From the text of a file to valid, typed objects.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
-use k8s_openapi::{
-    Metadata,
-    api::{
-        core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
-        discovery::v1::EndpointSlice,
-        networking::v1::NetworkPolicy,
-        node::v1::RuntimeClass,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::{Metadata, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
     ObjectKey,
     document::{Document, split},
-    gateway::{self, Gateway, GrpcRoute, HttpRoute, ReferenceGrant, TlsRoute},
+    gateway::{Gateway, GrpcRoute, HttpRoute, TlsRoute},
     istio::{self, PeerAuthentication},
+    kind::{Kind, Object},
     pods,
     policy::{
         self, AuthorizationPolicy, FieldError, MeshTls, RequestAuthentication, TrafficPolicy,
     },
+    problem::{InForce, Invalid, Problem},
     tls_secret::TlsSecret,
 };
-
-/// The kinds that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(
-    missing_docs,
-    reason = "each is the Kubernetes kind of that name, Istio's where a name is taken"
-)]
-pub enum Kind {
-    Namespace,
-    Node,
-    Pod,
-    Service,
-    EndpointSlice,
-    ServiceAccount,
-    NetworkPolicy,
-    RuntimeClass,
-    Secret,
-    Gateway,
-    HttpRoute,
-    GrpcRoute,
-    TlsRoute,
-    ReferenceGrant,
-    AuthorizationPolicy,
-    MeshTls,
-    TrafficPolicy,
-    RequestAuthentication,
-    IstioAuthorizationPolicy,
-    PeerAuthentication,
-}
-
-impl Kind {
-    /// Objects of this kind are in a namespace.
-    pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node | Self::RuntimeClass)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MeshTls => f.write_str("MeshTLS"),
-            // As kubectl tells kinds of one name apart.
-            Self::IstioAuthorizationPolicy => f.write_str("AuthorizationPolicy.security.istio.io"),
-            Self::PeerAuthentication => f.write_str("PeerAuthentication.security.istio.io"),
-            Self::HttpRoute => f.write_str("HTTPRoute"),
-            Self::GrpcRoute => f.write_str("GRPCRoute"),
-            Self::TlsRoute => f.write_str("TLSRoute"),
-            other => fmt::Debug::fmt(other, f),
-        }
-    }
-}
-
-/// One object of a kind that is read.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(
-    missing_docs,
-    reason = "each is the Kubernetes kind of that name, Istio's where a name is taken"
-)]
-pub enum Object {
-    Namespace(Arc<Namespace>),
-    Node(Arc<Node>),
-    Pod(Arc<Pod>),
-    Service(Arc<Service>),
-    EndpointSlice(Arc<EndpointSlice>),
-    ServiceAccount(Arc<ServiceAccount>),
-    NetworkPolicy(Arc<NetworkPolicy>),
-    RuntimeClass(Arc<RuntimeClass>),
-    Secret(Arc<TlsSecret>),
-    Gateway(Arc<Gateway>),
-    HttpRoute(Arc<HttpRoute>),
-    GrpcRoute(Arc<GrpcRoute>),
-    TlsRoute(Arc<TlsRoute>),
-    ReferenceGrant(Arc<ReferenceGrant>),
-    AuthorizationPolicy(Arc<AuthorizationPolicy>),
-    MeshTls(Arc<MeshTls>),
-    TrafficPolicy(Arc<TrafficPolicy>),
-    RequestAuthentication(Arc<RequestAuthentication>),
-    IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
-    PeerAuthentication(Arc<PeerAuthentication>),
-}
-
-impl Object {
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Namespace(_) => Kind::Namespace,
-            Self::Node(_) => Kind::Node,
-            Self::Pod(_) => Kind::Pod,
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::ServiceAccount(_) => Kind::ServiceAccount,
-            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
-            Self::RuntimeClass(_) => Kind::RuntimeClass,
-            Self::Secret(_) => Kind::Secret,
-            Self::Gateway(_) => Kind::Gateway,
-            Self::HttpRoute(_) => Kind::HttpRoute,
-            Self::GrpcRoute(_) => Kind::GrpcRoute,
-            Self::TlsRoute(_) => Kind::TlsRoute,
-            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
-            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
-            Self::MeshTls(_) => Kind::MeshTls,
-            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
-            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
-            Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
-            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
-        }
-    }
-
-    /// As the API has it, with `apiVersion` and `kind`.
-    pub(crate) fn to_value(&self) -> Value {
-        let value = match self {
-            Self::Namespace(object) => serde_json::to_value(&**object),
-            Self::Node(object) => serde_json::to_value(&**object),
-            Self::Pod(object) => serde_json::to_value(&**object),
-            Self::Service(object) => serde_json::to_value(&**object),
-            Self::EndpointSlice(object) => serde_json::to_value(&**object),
-            Self::ServiceAccount(object) => serde_json::to_value(&**object),
-            Self::NetworkPolicy(object) => serde_json::to_value(&**object),
-            Self::RuntimeClass(object) => serde_json::to_value(&**object),
-            Self::Secret(object) => Ok(object.to_value()),
-            Self::Gateway(object) => Ok(object.given.clone()),
-            Self::HttpRoute(object) => Ok(object.given.clone()),
-            Self::GrpcRoute(object) => Ok(object.given.clone()),
-            Self::TlsRoute(object) => Ok(object.given.clone()),
-            Self::ReferenceGrant(object) => serde_json::to_value(&**object),
-            Self::AuthorizationPolicy(object) => serde_json::to_value(&**object),
-            Self::MeshTls(object) => serde_json::to_value(&**object),
-            Self::TrafficPolicy(object) => serde_json::to_value(&**object),
-            Self::RequestAuthentication(object) => serde_json::to_value(&**object),
-            Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
-            Self::PeerAuthentication(object) => serde_json::to_value(&**object),
-        };
-        value.expect("objects have text for keys, and serialize")
-    }
-}
-
-/// Something that is wrong with an object, or with the file that it should come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The file; empty for an object of an API server.
-    pub file: PathBuf,
-    /// Counted from 1.
-    pub line: Option<u64>,
-    /// `Kind namespace/name`, as far as known.
-    pub object: Option<String>,
-    /// `metadata.generation` of the version that is wrong, where it has one.
-    pub generation: Option<i64>,
-    /// Path of the field, such as `spec.rules[0].to`.
-    pub field: Option<String>,
-    /// What is wrong.
-    pub message: String,
-    /// What holds instead.
-    pub in_force: InForce,
-}
-
-/// What holds in the place of an object that is invalid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum InForce {
-    /// Nothing of it: no earlier version is known.
-    #[default]
-    Nothing,
-    /// The last good version of the object (or of the file's objects).
-    LastGood,
-    /// A [stand-in](Invalid::stand_in): whether there was a good version is not known.
-    StandIn,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.file.as_os_str().is_empty() {
-            write!(f, "{}", self.file.display())?;
-            if let Some(line) = self.line {
-                write!(f, ":{line}")?;
-            }
-            f.write_str(": ")?;
-        }
-        if let Some(object) = &self.object {
-            write!(f, "{object}: ")?;
-        }
-        if let Some(field) = &self.field {
-            write!(f, "{field}: ")?;
-        }
-        write!(f, "{}", self.message)?;
-        match self.in_force {
-            InForce::Nothing => Ok(()),
-            InForce::LastGood => f.write_str(" (the last good version stays in force)"),
-            InForce::StandIn => f.write_str(" (until it is valid, what it selects is denied)"),
-        }
-    }
-}
 
 /// What a file's text holds.
 #[derive(Clone, Debug, Default)]
@@ -308,60 +111,6 @@ pub fn parse_object(kind: Kind, mut value: Value) -> Result<(ObjectKey, Object),
     }
 }
 
-/// An object that can't be used.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Invalid {
-    /// Its kind.
-    pub kind: Kind,
-    /// Which one it is, unless even that is wrong.
-    pub key: Option<ObjectKey>,
-    /// What is wrong; at least one.
-    pub errors: Vec<FieldError>,
-    /// Of a policy: one that denies what this one selects (a `MeshTLS`: its plaintext), as far as that
-    /// can be read. It is for a source that can't know whether a good version was in force.
-    pub stand_in: Option<Object>,
-}
-
-impl Invalid {
-    /// An object that is not even JSON of the expected shape.
-    pub fn unreadable(kind: Kind, error: &serde_json::Error) -> Self {
-        Self {
-            kind,
-            key: None,
-            stand_in: None,
-            errors: vec![FieldError {
-                field: String::new(),
-                message: error.to_string(),
-            }],
-        }
-    }
-
-    /// What is wrong, of an object that no file has.
-    pub fn problems(
-        &self,
-        generation: Option<i64>,
-        in_force: InForce,
-    ) -> impl Iterator<Item = Problem> {
-        self.errors.iter().map(move |error| Problem {
-            file: PathBuf::new(),
-            line: None,
-            object: Some(self.name()),
-            generation,
-            field: Some(error.field.clone()).filter(|field| !field.is_empty()),
-            message: error.message.clone(),
-            in_force,
-        })
-    }
-
-    /// `Kind namespace/name`, as far as known.
-    pub fn name(&self) -> String {
-        match &self.key {
-            Some(key) => format!("{} {key}", self.kind),
-            None => self.kind.to_string(),
-        }
-    }
-}
-
 struct Parsing {
     file: PathBuf,
     parsed: ParsedFile,
@@ -408,7 +157,7 @@ impl Parsing {
             }
             return;
         }
-        let Some(kind) = known_kind(&api_version, &kind) else {
+        let Some(kind) = Kind::known(&api_version, &kind) else {
             tracing::debug!(file = %self.file.display(), line, api_version, kind, "kind is not read");
             return;
         };
@@ -432,38 +181,6 @@ impl Parsing {
             }
         }
     }
-}
-
-pub(crate) fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
-    Some(match (api_version, kind) {
-        ("v1", "Namespace") => Kind::Namespace,
-        ("v1", "Node") => Kind::Node,
-        ("v1", "Pod") => Kind::Pod,
-        ("v1", "Service") => Kind::Service,
-        ("v1", "ServiceAccount") => Kind::ServiceAccount,
-        ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
-        ("networking.k8s.io/v1", "NetworkPolicy") => Kind::NetworkPolicy,
-        ("node.k8s.io/v1", "RuntimeClass") => Kind::RuntimeClass,
-        ("v1", "Secret") => Kind::Secret,
-        (gateway::API_VERSION, "Gateway") => Kind::Gateway,
-        (gateway::API_VERSION, "HTTPRoute") => Kind::HttpRoute,
-        (gateway::API_VERSION, "GRPCRoute") => Kind::GrpcRoute,
-        (gateway::API_VERSION, "TLSRoute") => Kind::TlsRoute,
-        (gateway::API_VERSION | gateway::BETA_API_VERSION, "ReferenceGrant") => {
-            Kind::ReferenceGrant
-        }
-        (policy::API_VERSION, "AuthorizationPolicy") => Kind::AuthorizationPolicy,
-        (policy::API_VERSION, "MeshTLS") => Kind::MeshTls,
-        (policy::API_VERSION, "TrafficPolicy") => Kind::TrafficPolicy,
-        (policy::API_VERSION, "RequestAuthentication") => Kind::RequestAuthentication,
-        ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => {
-            Kind::IstioAuthorizationPolicy
-        }
-        ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
-            Kind::PeerAuthentication
-        }
-        _ => return None,
-    })
 }
 
 fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {

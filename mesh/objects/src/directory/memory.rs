@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::state::FileObjects;
-use crate::{Object, parse::known_kind, parse_object};
+use crate::{Kind, Object, parse_object};
 
 /// A folder that nobody else writes to.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Memory {
 
 fn object(value: Value, path: &Path) -> Option<(crate::ObjectKey, Object)> {
     let text = |field: &str| value[field].as_str().unwrap_or_default();
-    let kind = known_kind(text("apiVersion"), text("kind"))?;
+    let kind = Kind::known(text("apiVersion"), text("kind"))?;
     parse_object(kind, value)
         .inspect_err(|invalid| {
             for problem in invalid.problems(None, crate::InForce::Nothing) {

@@ -1,15 +1,13 @@
 //! `AuthorizationPolicy`: who may open which connections.
 
-use std::time::Duration;
-
 use ipnet::IpNet;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::gateway::parse_duration;
-
-use super::request_authentication::{claim_path, is_header_name};
+use super::provider::Provider;
+use super::request_authentication::claim_path;
+use super::target_ref::TargetRef;
 use super::{Errors, FieldError, PolicyStatus, Selector};
 
 // For the API server, which refuses by them what validation would refuse: never more than that, but less where a
@@ -91,67 +89,6 @@ pub enum Action {
     /// About a request that matches, and that is allowed otherwise, `provider` is asked. Where no waypoint can ask, what matches is
     /// denied.
     External,
-}
-
-/// A Service that says whether a request may go on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "self.protocol == 'Http' || (!has(self.pathPrefix) && !has(self.requestHeaders) && !has(self.headersToBackend) && !has(self.headersToClient))",
-    "message": "pathPrefix, requestHeaders, headersToBackend and headersToClient are of protocol Http",
-}]))]
-pub struct Provider {
-    /// A Service of the policy's own namespace.
-    #[schemars(length(min = 1))]
-    pub service: String,
-    /// Its port.
-    #[schemars(range(min = 1))]
-    pub port: u16,
-    /// What it speaks.
-    pub protocol: ProviderProtocol,
-    /// How long it may take, such as `200ms`; 1 s without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<String>,
-    /// Let a request go on when there is no answer, or none that makes sense. By default it is refused.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub fail_open: bool,
-    /// Of `Http`: what stands before the request's path.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub path_prefix: String,
-    /// Of `Http`: the request's headers that it is sent, beside `Host` and `Authorization`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub request_headers: Vec<String>,
-    /// Of `Http`: headers of its yes that the service is sent. They are taken from every request before.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub headers_to_backend: Vec<String>,
-    /// Of `Http`: headers of its yes that the client is sent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub headers_to_client: Vec<String>,
-}
-
-/// What a provider speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ProviderProtocol {
-    /// Envoy's `ext_authz`: `envoy.service.auth.v3.Authorization/Check`.
-    #[default]
-    Grpc,
-    /// The request without its body. 200 is a yes; what isn't, below 500, is the client's answer.
-    Http,
-}
-
-/// An object of the policy's own namespace that it is attached to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TargetRef {
-    /// API group; empty for the core group, `gateway.networking.k8s.io` for a Gateway.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub group: String,
-    /// `Service` or `Gateway`; others are accepted and reported as not resolved.
-    #[schemars(length(min = 1))]
-    pub kind: String,
-    /// The object's name.
-    #[schemars(length(min = 1))]
-    pub name: String,
 }
 
 /// Matches if any of `from` matches (or there is none) and any of `to` does (or there is none).
@@ -294,17 +231,6 @@ pub struct HeaderMatch {
     pub values: Vec<String>,
 }
 
-impl TargetRef {
-    pub(super) fn validate(&self, path: &str, errors: &mut Errors) {
-        if self.kind.is_empty() {
-            errors.add(format!("{path}.kind"), "is empty");
-        }
-        if self.name.is_empty() {
-            errors.add(format!("{path}.name"), "is empty");
-        }
-    }
-}
-
 impl Operation {
     /// Names of the fields that are set and need L7.
     pub fn l7_fields(&self) -> Vec<&'static str> {
@@ -317,6 +243,28 @@ impl Operation {
             ("notHosts", self.not_hosts.is_empty()),
             ("headers", self.headers.is_empty()),
         ])
+    }
+
+    fn validate(&self, path: &str, errors: &mut Errors) {
+        if *self == Self::default() {
+            errors.add(
+                path,
+                "names nothing: leave `to` out to mean every connection",
+            );
+        }
+        for (field, ports) in [("ports", &self.ports), ("notPorts", &self.not_ports)] {
+            for (index, port) in ports.iter().enumerate() {
+                errors.port(format!("{path}.{field}[{index}]"), *port);
+            }
+        }
+        for (index, header) in self.headers.iter().enumerate() {
+            if header.name.is_empty() {
+                errors.add(format!("{path}.headers[{index}].name"), "is empty");
+            }
+            if header.values.is_empty() {
+                errors.add(format!("{path}.headers[{index}].values"), "is empty");
+            }
+        }
     }
 }
 
@@ -475,87 +423,10 @@ impl AuthorizationPolicy {
                 source.validate(&format!("spec.rules[{index}].from[{from}]"), &mut errors);
             }
             for (to, operation) in rule.to.iter().enumerate() {
-                validate_operation(
-                    operation,
-                    &format!("spec.rules[{index}].to[{to}]"),
-                    &mut errors,
-                );
+                operation.validate(&format!("spec.rules[{index}].to[{to}]"), &mut errors);
             }
         }
         errors.0
-    }
-}
-
-impl Provider {
-    fn validate(&self, errors: &mut Errors) {
-        if !is_name(&self.service) {
-            let why = format!("{:?} is no Service's name", self.service);
-            errors.add("spec.provider.service", why);
-        }
-        errors.port("spec.provider.port", self.port);
-        let timeout = self.timeout.as_deref().map(parse_duration);
-        if timeout.is_some_and(|timeout| timeout.is_none_or(|timeout| timeout.is_zero())) {
-            errors.add("spec.provider.timeout", "is no time such as 200ms");
-        }
-        let of_http = [
-            ("requestHeaders", &self.request_headers),
-            ("headersToBackend", &self.headers_to_backend),
-            ("headersToClient", &self.headers_to_client),
-        ];
-        for (field, names) in of_http {
-            let path = format!("spec.provider.{field}");
-            if self.protocol != ProviderProtocol::Http && !names.is_empty() {
-                errors.add(&path, "is of protocol Http");
-            }
-            for (index, name) in names.iter().enumerate() {
-                if !is_header_name(name) {
-                    errors.add(
-                        format!("{path}[{index}]"),
-                        format!("{name:?} is no header's name"),
-                    );
-                }
-            }
-        }
-        let prefix = &self.path_prefix;
-        if !prefix.is_empty() && self.protocol != ProviderProtocol::Http {
-            errors.add("spec.provider.pathPrefix", "is of protocol Http");
-        }
-        let good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'\\');
-        let is_path = prefix.starts_with('/') && prefix.bytes().all(good);
-        if !prefix.is_empty() && !is_path {
-            errors.add("spec.provider.pathPrefix", "is no path that begins with /");
-        }
-    }
-
-    /// How long it may take.
-    pub fn timeout(&self) -> Duration {
-        let timeout = self.timeout.as_deref().and_then(parse_duration);
-        timeout.unwrap_or(Duration::from_secs(1))
-    }
-}
-
-fn validate_operation(operation: &Operation, path: &str, errors: &mut Errors) {
-    if *operation == Operation::default() {
-        errors.add(
-            path,
-            "names nothing: leave `to` out to mean every connection",
-        );
-    }
-    for (field, ports) in [
-        ("ports", &operation.ports),
-        ("notPorts", &operation.not_ports),
-    ] {
-        for (index, port) in ports.iter().enumerate() {
-            errors.port(format!("{path}.{field}[{index}]"), *port);
-        }
-    }
-    for (index, header) in operation.headers.iter().enumerate() {
-        if header.name.is_empty() {
-            errors.add(format!("{path}.headers[{index}].name"), "is empty");
-        }
-        if header.values.is_empty() {
-            errors.add(format!("{path}.headers[{index}].values"), "is empty");
-        }
     }
 }
 

@@ -7,9 +7,11 @@
 mod authorization;
 mod jwks;
 mod mesh_tls;
+mod provider;
 mod request_authentication;
 mod selector;
 mod stand_in;
+mod target_ref;
 mod traffic;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -18,16 +20,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use authorization::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, ClaimMatch, HeaderMatch, Operation,
-    Provider, ProviderProtocol, Rule, Source, TargetRef,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, ClaimMatch, HeaderMatch, Operation, Rule,
+    Source,
 };
 pub(crate) use authorization::{is_name, parse_ip_block};
 pub use mesh_tls::{MeshTls, MeshTlsSpec, Mode, PortMode};
+pub use provider::{Provider, ProviderProtocol};
 pub use request_authentication::{
     ClaimToHeader, JwtRule, RequestAuthentication, RequestAuthenticationSpec, TokenHeader,
 };
 pub use selector::{Operator, Requirement, Selector};
 pub(crate) use stand_in::stand_in;
+pub use target_ref::TargetRef;
 pub use traffic::{
     Algorithm, CircuitBreaker, HashOn, HashSource, LoadBalancer, OutlierDetection, Per, PerType,
     RateLimit, RetryBudget, TrafficPolicy, TrafficPolicySpec, Unit,
