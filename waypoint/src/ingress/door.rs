@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::hello::{self, Rewound};
 use super::listener::{Listener, Protocol};
@@ -239,5 +239,8 @@ fn refused(shared: &Shared, peer: SocketAddr, why: &str) {
 /// Its policies are found by it.
 fn no_service(shared: &Shared, peer: SocketAddr) {
     shared.telemetry.refused("no-service");
-    warn!(%peer, "a connection is refused: the Gateway's own Service is not known, and so aren't its policies");
+    limited!(
+        LINES, "no-service",
+        warn: %peer, "a connection is refused: the Gateway's own Service is not known, and so aren't its policies"
+    );
 }
