@@ -3,6 +3,7 @@
 //! The admin page `/status` shows them; where there is an API server, [`crate::publish`] writes
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
+mod features;
 pub mod gateway;
 pub mod ingress;
 pub mod route;

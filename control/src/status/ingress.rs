@@ -6,7 +6,7 @@ use seine_objects::gateway::{GROUP, Gateway, ParentRef};
 use seine_objects::{Kind, ObjectKey, ObjectSet};
 use serde_json::{Value, json};
 
-use super::gateway::ready_pods;
+use super::gateway::programmed;
 use super::{Condition, condition};
 use crate::publish::waypoint::Outcome;
 use crate::translate::ingress::{self, Because, Candidate, State};
@@ -24,8 +24,10 @@ pub fn ingress_status(
     let states = ingress::listeners(objects, key, gateway);
     let addresses = addresses(objects, key);
     let accepted = accepted(gateway, &states, outcome);
+    let no_address = "its Service has no address: the cluster's load balancer gives it one";
+    let no_address = addresses.is_empty().then_some(no_address);
     let programmed = match accepted.0 {
-        true => programmed(objects, key, outcome, !addresses.is_empty()),
+        true => programmed(objects, key, outcome, no_address),
         false => (false, "Invalid", "it is not accepted".into()),
     };
     let attached = attached(objects, key);
@@ -73,30 +75,6 @@ fn accepted(gateway: &Gateway, states: &[State<'_>], outcome: Option<&Outcome>) 
             "Accepted",
             "it takes connections at its listeners".into(),
         ),
-    }
-}
-
-fn programmed(
-    objects: &ObjectSet,
-    key: &ObjectKey,
-    outcome: Option<&Outcome>,
-    has_address: bool,
-) -> Verdict {
-    let ready = ready_pods(objects, key);
-    match outcome {
-        None => (false, "Pending", "its objects are not made yet".into()),
-        Some(Outcome::BadParameters(why)) => (false, "Invalid", why.clone()),
-        Some(Outcome::Failed(why)) => (false, "NoResources", why.clone()),
-        Some(Outcome::Made) if !has_address => {
-            let why = "its Service has no address: the cluster's load balancer gives it one";
-            (false, "AddressNotAssigned", why.into())
-        }
-        Some(Outcome::Made) if ready == 0 => (
-            false,
-            "Pending",
-            format!("no pod of Gateway {key} is ready"),
-        ),
-        Some(Outcome::Made) => (true, "Programmed", format!("{ready} of its pods are ready")),
     }
 }
 
