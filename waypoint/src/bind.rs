@@ -10,6 +10,7 @@ use seine_identity::Identity;
 use seine_workload::{AppProtocol, Service, Workload};
 
 use crate::ingress::Door;
+use crate::service_rules::ServiceRules;
 use crate::shared::Shared;
 
 /// What a connection is bound to: the service that its client asked for, and who that is.
@@ -124,13 +125,20 @@ fn addressed_pod(shared: &Shared, address: SocketAddr) -> Option<(Arc<Service>, 
 
 /// Whether a port speaks HTTP: because it says so, or because a route is about it. It is never guessed from the bytes.
 pub(crate) fn is_http(shared: &Shared, bound: &Bound) -> bool {
-    match bound.service.port(bound.port).map(|port| port.app_protocol) {
+    let rules = || shared.routes.of(&bound.service.key);
+    speaks_http(&bound.service, bound.port, rules)
+}
+
+/// The same of a service's port, with the rules about the service.
+pub(crate) fn speaks_http(
+    service: &Service,
+    port: u16,
+    rules: impl FnOnce() -> Arc<ServiceRules>,
+) -> bool {
+    match service.port(port).map(|port| port.app_protocol) {
         Some(AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) => true,
         Some(AppProtocol::Tcp | AppProtocol::Tls) | None => false,
-        Some(AppProtocol::Unknown) => {
-            let rules = shared.routes.of(&bound.service.key);
-            rules.attached(bound.port).next().is_some()
-        }
+        Some(AppProtocol::Unknown) => rules().attached(port).next().is_some(),
     }
 }
 

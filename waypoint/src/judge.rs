@@ -114,7 +114,7 @@ fn verdict_on(
 }
 
 /// Bytes that are no UTF-8 become what no policy can name.
-fn texts(headers: &HeaderMap) -> Vec<(&str, String)> {
+pub(crate) fn texts(headers: &HeaderMap) -> Vec<(&str, String)> {
     let pairs = headers.iter();
     pairs
         .map(|(name, value)| {

@@ -51,6 +51,7 @@ pub mod traffic;
 mod traffic_policy;
 mod upgrade;
 pub mod upstream;
+pub mod why;
 
 pub use bind::Bound;
 pub use telemetry::Telemetry;

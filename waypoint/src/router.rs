@@ -62,28 +62,58 @@ pub fn choose(
     client_namespace: &str,
     asked: &Asked<'_>,
 ) -> Choice {
-    let of_client = |at: &Attached| at.namespace == client_namespace;
-    let namespace = match rules.attached(port).any(of_client) {
-        true => client_namespace,
-        false => &*service.namespace,
-    };
-    let mut attached = rules
-        .attached(port)
-        .filter(|at| at.namespace == namespace)
-        .peekable();
-    if attached.peek().is_none() {
+    let Some(obeyed) = Obeyed::of(rules, service, port, client_namespace) else {
         return Choice::NoRules;
-    }
-    // Of several kinds of routes at one port the most specific one is obeyed alone (GEP-1426).
-    let grpc = attached.any(|at| at.grpc);
-    let obeyed = |rule: &&Arc<Rule>| {
-        let mut parents = rule.parents.iter();
-        rule.namespace == namespace
-            && rule.grpc == grpc
-            && parents.any(|(parent, of)| parent == service && of.is_none_or(|of| of == port))
     };
-    let about = rules.possible(asked.path).filter(obeyed);
+    let about = rules.possible(asked.path);
+    let about = about.filter(|rule| obeyed.has(rule));
     best(about.map(|rule| ((), rule)), asked)
+}
+
+/// Which of the rules about a service decide about the requests of a client to one of its ports.
+pub(crate) struct Obeyed<'a> {
+    service: &'a ServiceKey,
+    port: u16,
+    namespace: &'a str,
+    grpc: bool,
+}
+
+impl<'a> Obeyed<'a> {
+    /// None if no rule is about the port.
+    pub(crate) fn of(
+        rules: &ServiceRules,
+        service: &'a ServiceKey,
+        port: u16,
+        client_namespace: &'a str,
+    ) -> Option<Self> {
+        let of_client = |at: &Attached| at.namespace == client_namespace;
+        let namespace = match rules.attached(port).any(of_client) {
+            true => client_namespace,
+            false => &*service.namespace,
+        };
+        let mut attached = rules
+            .attached(port)
+            .filter(|at| at.namespace == namespace)
+            .peekable();
+        attached.peek()?;
+        // Of several kinds of routes at one port the most specific one is obeyed alone (GEP-1426).
+        let grpc = attached.any(|at| at.grpc);
+        Some(Self {
+            service,
+            port,
+            namespace,
+            grpc,
+        })
+    }
+
+    /// Whether a rule about the service is among them.
+    pub(crate) fn has(&self, rule: &Rule) -> bool {
+        let mut parents = rule.parents.iter();
+        let of_port = |of: Option<u16>| of.is_none_or(|of| of == self.port);
+        rule.namespace == self.namespace
+            && rule.grpc == self.grpc
+            && parents.any(|(parent, of)| parent == self.service && of_port(*of))
+    }
 }
 
 /// Chooses among the rules that are attached to a listener: a match of a rule that is about the host in a more specific way comes
@@ -185,38 +215,46 @@ impl Text {
 
 impl Match {
     fn matches(&self, asked: &Asked<'_>) -> bool {
-        let path = match &self.path {
-            PathMatch::Exact(path) => path == asked.path,
-            PathMatch::Prefix(prefix) => after_prefix(asked.path, prefix).is_some(),
-            PathMatch::Pattern(pattern) => pattern.matches(asked.path),
-            PathMatch::Grpc(service, method) => {
-                let found = asked
-                    .path
-                    .strip_prefix('/')
-                    .and_then(|path| path.split_once('/'));
+        self.path.matches(asked.path)
+            && self.method.as_ref().is_none_or(|m| m == asked.method)
+            && self.headers.iter().all(|pair| has_header(asked, pair))
+            && self.query.iter().all(|pair| has_parameter(asked, pair))
+    }
+}
+
+impl PathMatch {
+    /// Whether it is the path of a request.
+    pub(crate) fn matches(&self, asked: &str) -> bool {
+        match self {
+            Self::Exact(path) => path == asked,
+            Self::Prefix(prefix) => after_prefix(asked, prefix).is_some(),
+            Self::Pattern(pattern) => pattern.matches(asked),
+            Self::Grpc(service, method) => {
+                let found = asked.strip_prefix('/').and_then(|path| path.split_once('/'));
                 let is = |wanted: &Option<Text>, found: &str| {
                     let mut wanted = wanted.iter();
                     wanted.all(|wanted| wanted.matches(found.as_bytes()))
                 };
                 found.is_some_and(|found| is(service, found.0) && is(method, found.1))
             }
-        };
-        let header = |(name, value): &(HeaderName, Text)| {
-            let mut values = asked.headers.get_all(name).iter();
-            values.any(|found| value.matches(found.as_bytes()))
-        };
-        let query = |(name, value): &(String, Text)| {
-            let pairs = asked.query.unwrap_or_default().split('&');
-            let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-            // Of a parameter that occurs twice the first counts.
-            pairs
-                .find(|(found, _)| path::decode(found) == name.as_bytes())
-                .is_some_and(|(_, found)| value.matches(&path::decode(found)))
-        };
-        path && self.method.as_ref().is_none_or(|m| m == asked.method)
-            && self.headers.iter().all(header)
-            && self.query.iter().all(query)
+        }
     }
+}
+
+/// Whether a header of a request has a value.
+pub(crate) fn has_header(asked: &Asked<'_>, (name, value): &(HeaderName, Text)) -> bool {
+    let mut values = asked.headers.get_all(name).iter();
+    values.any(|found| value.matches(found.as_bytes()))
+}
+
+/// Whether a query parameter of a request has a value.
+pub(crate) fn has_parameter(asked: &Asked<'_>, (name, value): &(String, Text)) -> bool {
+    let pairs = asked.query.unwrap_or_default().split('&');
+    let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    // Of a parameter that occurs twice the first counts.
+    pairs
+        .find(|(found, _)| path::decode(found) == name.as_bytes())
+        .is_some_and(|(_, found)| value.matches(&path::decode(found)))
 }
 
 /// What follows a prefix of whole segments.

@@ -61,4 +61,13 @@ impl ServiceRules {
         let exact = self.exact.get(path).into_iter().flatten();
         exact.chain(&self.others)
     }
+
+    /// All of them, each once.
+    pub(crate) fn all(&self) -> Vec<&Arc<Rule>> {
+        let exact = self.exact.values().flatten();
+        let mut all: Vec<_> = exact.chain(&self.others).collect();
+        all.sort_by(|a, b| a.age.cmp(&b.age));
+        all.dedup_by(|a, b| a.age == b.age);
+        all
+    }
 }

@@ -16,6 +16,7 @@ use seine_objects::istio;
 
 use crate::{
     analyze::analyze,
+    asked::Asked,
     check,
     cluster::{Cluster, Where},
     explain::Verdict,
@@ -55,7 +56,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say whether a connection would be allowed, and which policies decide.
+    /// Say whether a connection or a request would be allowed, which policies and routes decide, and where it goes.
     ///
     /// SOURCE and DESTINATION: an IP address, [KIND/]NAME[.NAMESPACE] of a pod, of what makes pods,
     /// or of a service account, and as destination of a service, also by its DNS name.
@@ -69,6 +70,8 @@ enum Command {
         namespace: String,
         #[command(flatten)]
         objects: From,
+        #[command(flatten)]
+        asked: Asked,
     },
     /// Look for mistakes in policies, labels and what they refer to.
     Analyze {
@@ -199,10 +202,11 @@ impl Command {
                 destination,
                 namespace,
                 objects,
+                asked,
             } => {
                 let (found, settings) = objects.read(global).await?;
                 let world = World::new(found.set, settings)?;
-                let explained = world.explain(&source, &destination, &namespace)?;
+                let explained = world.explain(&source, &destination, &namespace, &asked)?;
                 output::print(&explained, global.output)?;
                 Ok(Outcome::of(explained.verdict == Verdict::Allowed))
             }

@@ -33,6 +33,15 @@ pub const POLICIES: [Kind; 6] = [
     Kind::PeerAuthentication,
 ];
 
+/// The kinds that say where requests go.
+const ROUTES: [Kind; 5] = [
+    Kind::Gateway,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::ReferenceGrant,
+];
+
 /// How many objects are asked for at a time.
 const PAGE: u32 = 500;
 
@@ -137,7 +146,7 @@ impl Cluster {
         for one in self.all::<RuntimeClass>().await? {
             set.insert(key(&one), Object::RuntimeClass(Arc::new(one)));
         }
-        for kind in POLICIES {
+        for kind in POLICIES.into_iter().chain(ROUTES) {
             // By the parser that judges files, too: what it refuses is in force nowhere.
             let items = self.policies(kind).await?;
             let items: Vec<_> = items.iter().map(|item| json!(item)).collect();

@@ -12,6 +12,8 @@
 
 pub mod analyze;
 mod args;
+pub mod asked;
+pub mod at_waypoint;
 pub mod check;
 pub mod cluster;
 pub mod explain;

@@ -9,6 +9,7 @@ use seine_control::{
     xds::Resource,
 };
 use seine_objects::ObjectSet;
+use seine_waypoint::routes::Routes;
 use seine_workload::Store;
 
 /// A mesh as one moment's objects make it.
@@ -19,6 +20,8 @@ pub struct World {
     pub findings: Findings,
     /// What a proxy would hold.
     pub store: Store,
+    /// What a waypoint would hold.
+    pub routes: Routes,
     /// Of the translation.
     pub settings: Settings,
 }
@@ -42,6 +45,14 @@ impl World {
             .collect();
         let mut rejected = store.apply_addresses(&addresses, &[]);
         rejected.extend(store.apply_policies(&policies, &[]));
+        let mut rejected: Vec<String> = rejected.iter().map(ToString::to_string).collect();
+        let routes = Routes::default();
+        let rules = resources.routes.iter();
+        let rules: Vec<_> = rules
+            .map(|(name, rule)| Resource::route(name, rule).to_wire())
+            .collect();
+        let refused = routes.apply(&rules, &[]).into_iter();
+        rejected.extend(refused.map(|refused| format!("{}: {}", refused.name, refused.problem)));
         if let Some(first) = rejected.first() {
             bail!(
                 "a proxy would refuse {} resources of the control plane, the first: {first} (this is a bug of Seine)",
@@ -52,6 +63,7 @@ impl World {
             objects: Arc::new(objects),
             findings: resources.findings,
             store,
+            routes,
             settings,
         })
     }

@@ -256,3 +256,203 @@ fn every_shell_gets_a_completion_script() {
         assert!(text(&output).contains("explain"), "{shell}");
     }
 }
+
+const BEHIND_A_WAYPOINT: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {seine.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop}
+spec: {nodeName: n1, serviceAccountName: client, containers: []}
+status: {phase: Running, podIP: 10.0.0.1, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, serviceAccountName: web, containers: []}
+status: {phase: Running, podIP: 10.0.0.2, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: new, namespace: shop, labels: {app: new}}
+spec: {nodeName: n1, serviceAccountName: new, containers: []}
+status: {phase: Running, podIP: 10.0.0.3, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {seine.dev/use-waypoint: wp}}
+spec: {clusterIP: 10.1.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: new, namespace: shop}
+spec: {clusterIP: 10.1.0.2, selector: {app: new}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec: {gatewayClassName: seine-waypoint, listeners: []}
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  jwtRules: [{issuer: "https://a", jwksUri: "https://a/keys"}]
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: users, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  rules:
+  - from: [{requestPrincipals: ["https://a/alice"]}]
+  - from: [{claims: [{path: [realm, roles], values: [admin]}]}]
+    to: [{methods: [GET], paths: ["/admin*"]}]
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec:
+  action: External
+  provider: {service: web, port: 80, protocol: Http}
+  targetRefs: [{kind: Service, name: web}]
+  rules: [{to: [{paths: ["/admin*"]}]}]
+---
+apiVersion: policy.seine.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: only-waypoint, namespace: shop}
+spec:
+  selector: {matchLabels: {app: new}}
+  rules: [{from: [{serviceAccounts: [wp]}]}]
+"#;
+
+const ROUTES: &str = r#"
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /a}, method: GET, headers: [{name: X-New, value: "1"}]}]
+    backendRefs: [{name: new, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /a}}]
+    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-by, value: seine}]}}]
+    backendRefs: [{name: web, port: 80, weight: 9}, {name: new, port: 80, weight: 1}]
+  - matches: [{path: {type: Exact, value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /a}, statusCode: 301}}]
+  - matches: [{path: {type: Exact, value: /gone}}]
+    backendRefs: [{name: nowhere, port: 80}]
+"#;
+
+/// Of a request of `client` to the service `web` of these manifests.
+fn explain_request(manifests: &str, more: &[&str]) -> (i32, Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.yaml");
+    fs::write(&file, manifests).unwrap();
+    let words = ["explain", "client", "svc/web", "-n", "shop", "-o", "json"];
+    let output = seine(&[&words, more].concat(), &[file]);
+    let json: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
+    (status(&output), json)
+}
+
+const ALICE: [&str; 4] = ["--claim", "iss=https://a", "--claim", "sub=alice"];
+
+#[test]
+fn a_request_is_explained_as_its_waypoint_judges_it() {
+    let explain = |more: &[&str]| explain_request(BEHIND_A_WAYPOINT, more);
+    let (code, found) = explain(&ALICE);
+    assert_eq!((code, &found["verdict"]), (0, &"allowed".into()), "{found:#}");
+    let waypoint = &found["waypoint"];
+    assert_eq!(waypoint["waypoints"], serde_json::json!(["shop/wp"]));
+    assert_eq!(waypoint["because"], "allowed by policy shop/users_at_web, rule 0");
+    assert_eq!(waypoint["policies"].as_array().unwrap().len(), 2, "{found:#}");
+    assert_eq!(found["endpoints"][0]["pod"], "shop/web");
+    assert_eq!(found["notes"], Value::Null);
+
+    let admin = ["--path", "/x/../admin/x?y", "--claim", "realm.roles=admin"];
+    let (code, found) = explain(&admin);
+    assert_eq!(code, 0, "{found:#}");
+    assert_eq!(found["waypoint"]["request"], "GET /admin/x at host web.shop.svc.cluster.local");
+    let asks = found["waypoint"]["asks"].to_string();
+    assert!(asks.contains("web.shop.svc.cluster.local port 80 must say so"), "{asks}");
+
+    for more in [
+        &["--method", "POST", "--path", "/admin", "--claim", "realm.roles=admin"][..],
+        &["--claim", "iss=https://a", "--claim", "sub=bob"],
+        &["--path", "/a"],
+        &["--path", "/a%2fb"],
+        // What is asked for isn't known, and an Allow of some allows none.
+        &[],
+    ] {
+        let (code, found) = explain(more);
+        assert_eq!((code, &found["verdict"]), (1, &"denied".into()), "{found:#}");
+        let endpoints = found["endpoints"].as_array().unwrap();
+        assert!(endpoints.is_empty(), "no pod is asked: {found:#}");
+    }
+    // Without whoever verifies it a token says nothing.
+    let unchecked = BEHIND_A_WAYPOINT.replace("kind: RequestAuthentication", "kind: Nothing");
+    let (code, found) = explain_request(&unchecked, &ALICE);
+    assert_eq!((code, &found["verdict"]), (1, &"denied".into()), "{found:#}");
+    assert!(found["notes"].to_string().contains("believes no token"), "{found:#}");
+}
+
+#[test]
+fn the_route_that_decides_is_named_or_the_nearest_and_what_it_lacks() {
+    let manifests = format!("{BEHIND_A_WAYPOINT}{ROUTES}");
+    let explain = |more: &[&str]| explain_request(&manifests, &[&ALICE, more].concat());
+    let rule = |index: usize| Value::from(format!("HTTPRoute/shop/web/{index}"));
+
+    let (code, found) = explain(&["--path", "/a/b", "--header", "x-new=1"]);
+    assert_eq!((code, &found["verdict"]), (0, &"allowed".into()), "{found:#}");
+    assert_eq!(found["waypoint"]["route"]["rule"], rule(0));
+    let endpoint = &found["endpoints"][0];
+    assert_eq!(endpoint["pod"], "shop/new");
+    assert_eq!(endpoint["backend"], "service shop/new.shop.svc.cluster.local, port 80");
+    // Its port is bound to no waypoint: it sees who sends, not for whom.
+    assert_eq!(endpoint["because"], "allowed by policy shop/only-waypoint, rule 0");
+
+    let (code, found) = explain(&["--path", "/a/b"]);
+    let route = &found["waypoint"]["route"];
+    assert_eq!((code, &route["rule"]), (0, &rule(1)), "{found:#}");
+    assert_eq!(route["effects"], serde_json::json!(["request headers: sets x-by"]));
+    let shares: Vec<_> = route["backends"].as_array().unwrap().iter().map(|one| &one["share"]).collect();
+    assert_eq!(shares, [90.0, 10.0]);
+    assert_eq!(found["endpoints"].as_array().unwrap().len(), 2);
+
+    let (code, found) = explain(&["--path", "/old"]);
+    let route = &found["waypoint"]["route"];
+    assert_eq!((code, &route["rule"]), (0, &rule(2)), "{found:#}");
+    assert_eq!(route["answer"], "301, to http://web.shop.svc.cluster.local/a");
+
+    let (code, found) = explain(&["--path", "/gone"]);
+    assert_eq!((code, &found["verdict"]), (1, &"failed".into()), "{found:#}");
+    assert!(found["waypoint"]["route"]["backends"][0]["refused"].is_string(), "{found:#}");
+
+    let (code, found) = explain(&["--path", "/b", "--method", "POST"]);
+    assert_eq!((code, &found["verdict"]), (1, &"failed".into()), "{found:#}");
+    let route = &found["waypoint"]["route"];
+    assert_eq!(route["answer"], "404: no rule matches");
+    let near = &route["near"][0];
+    assert_eq!(near["rule"], rule(1));
+    assert_eq!(near["lacks"], serde_json::json!(["path /b is not /a or below it"]));
+    let last = route["near"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["lacks"].as_array().unwrap().len(), 1, "three are told: {route:#}");
+}
+
+#[test]
+fn a_client_that_is_not_in_the_mesh_reaches_no_waypoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.yaml");
+    fs::write(&file, BEHIND_A_WAYPOINT).unwrap();
+    let words = ["explain", "203.0.113.9", "svc/web", "-n", "shop", "--path", "/a"];
+    let output = seine(&words, &[file]);
+    let shown = text(&output);
+    assert_eq!(status(&output), 1, "{shown}");
+    assert!(shown.contains("port 8080 is reached through its waypoint alone"), "{shown}");
+    assert!(shown.contains("no waypoint stands between"), "{shown}");
+}

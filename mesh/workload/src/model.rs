@@ -347,7 +347,7 @@ impl Workload {
     }
 
     /// The waypoint of connections addressed to the workload itself. Where ports of it are bound, of those to these alone.
-    pub(crate) fn own_waypoint(&self, target_port: u16) -> Option<&GatewayAddress> {
+    pub fn own_waypoint(&self, target_port: u16) -> Option<&GatewayAddress> {
         let extension = self.extension.as_ref();
         let all = extension.is_none_or(|extension| extension.bound_ports.is_empty());
         let concerned = all || self.bound_to(target_port).is_some();
