@@ -3,6 +3,7 @@
 //! The admin page `/status` shows them; where there is an API server, [`crate::publish`] writes
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
+pub mod binding;
 mod features;
 pub mod gateway;
 pub mod ingress;
@@ -11,8 +12,7 @@ pub mod route;
 use std::collections::BTreeMap;
 
 use seine_objects::{
-    InForce, Kind, ObjectKey, Problem, gateway::WAYPOINT_CLASS,
-    k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    InForce, Kind, ObjectKey, Problem, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::Serialize;
 
@@ -44,7 +44,7 @@ pub struct ObjectStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced`, `Enrolled`, `AdmitsMesh` or `Bound`.
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Enforced`, `Enrolled`, `AdmitsMesh` or `WaypointBound`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// `True` or `False`.
@@ -119,12 +119,8 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let condition = condition("AdmitsMesh", false, "TunnelBlocked", message, generation);
         report.push(status("NetworkPolicy", key, vec![condition]));
     }
-    for (key, waypoint) in &findings.missing_waypoints {
-        let message = format!(
-            "the label of the Service, or of its namespace, names waypoint {waypoint}, and there is no Gateway {waypoint} of class \
-             {WAYPOINT_CLASS}: nobody reaches the Service"
-        );
-        let condition = condition("Bound", false, "NoWaypoint", message, None);
+    for (key, finding) in &findings.bindings {
+        let condition = binding::waypoint_bound(key, finding);
         report.push(status("Service", key, vec![condition]));
     }
     for problem in problems {

@@ -230,7 +230,9 @@ impl PathMatch {
             Self::Prefix(prefix) => after_prefix(asked, prefix).is_some(),
             Self::Pattern(pattern) => pattern.matches(asked),
             Self::Grpc(service, method) => {
-                let found = asked.strip_prefix('/').and_then(|path| path.split_once('/'));
+                let found = asked
+                    .strip_prefix('/')
+                    .and_then(|path| path.split_once('/'));
                 let is = |wanted: &Option<Text>, found: &str| {
                     let mut wanted = wanted.iter();
                     wanted.all(|wanted| wanted.matches(found.as_bytes()))

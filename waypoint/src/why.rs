@@ -117,7 +117,11 @@ impl Match {
             lacks.push("it is no request of gRPC".to_owned());
         }
         if !self.path.matches(asked.path) {
-            lacks.push(format!("path {} is not {}", asked.path, wanted_path(&self.path)));
+            lacks.push(format!(
+                "path {} is not {}",
+                asked.path,
+                wanted_path(&self.path)
+            ));
         }
         if let Some(method) = self.method.as_ref().filter(|m| *m != asked.method) {
             lacks.push(format!("method {} is not {method}", asked.method));

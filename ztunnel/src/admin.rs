@@ -159,6 +159,9 @@ impl Admin {
                 "addresses": service.addresses.iter().map(|a| a.block.to_string()).collect::<Vec<_>>(),
                 "ports": service.ports.iter().map(|p| json!([p.service_port, p.target_port])).collect::<Vec<_>>(),
                 "waypoint": service.waypoint.as_ref().map(|waypoint| waypoint.destination.to_string()),
+                "weightedWaypoints": service.weighted_waypoints.iter()
+                    .map(|waypoint| json!([waypoint.destination.destination.to_string(), waypoint.weight]))
+                    .collect::<Value>(),
                 "endpoints": store.endpoints(&service.key).iter().map(|w| w.uid.to_string()).collect::<Vec<_>>(),
             })).collect::<Value>(),
             "policies": policies.iter().map(|policy| json!({

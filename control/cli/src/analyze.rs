@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use seine_control::translate::{PolicyFinding, TrafficFinding};
+use seine_control::{
+    status::binding::waypoint_bound,
+    translate::{PolicyFinding, TrafficFinding},
+};
 use seine_objects::{
     Kind, ObjectKey, enrolment,
     enrolment::{DISABLED, ENABLED, MESH_LABEL},
-    gateway::WAYPOINT_LABEL,
+    gateway::{CANARY_LABEL, WAYPOINT_FOR_LABEL, WAYPOINT_LABEL},
     network_policy::{MeshPod, blocked},
     pods,
     policy::{Action, Source},
@@ -37,6 +40,7 @@ pub fn analyze(world: &World, objects: &Objects) -> Findings {
         );
     }
     labels(world, objects, &mut found);
+    bindings(world, &mut found);
     policies(world, &mut found);
     accounts(world, objects, &mut found);
     for (key, refusal) in &world.findings.refused_pods {
@@ -109,6 +113,50 @@ fn labels(world: &World, objects: &Objects, found: &mut Findings) {
                 format!("Namespace {namespace}"),
                 "it is in none of the files: its pods count as not opted in",
                 "",
+            );
+        }
+    }
+}
+
+/// Labels that name waypoints.
+fn bindings(world: &World, found: &mut Findings) {
+    for (key, finding) in &world.findings.bindings {
+        let bound = waypoint_bound(key, finding);
+        let severity = match (bound.status, bound.reason) {
+            ("False", _) => Error,
+            (_, "Bound") => continue,
+            _ => Warning,
+        };
+        let remedy =
+            format!("make the Gateway, or change the labels {WAYPOINT_LABEL} and {CANARY_LABEL}");
+        found.add(
+            severity,
+            "NoWaypoint",
+            format!("Service {key}"),
+            bound.message,
+            remedy,
+        );
+    }
+    for (key, gateway) in &world.objects.gateways {
+        if let Some(what) = gateway.unknown_use().filter(|_| gateway.is_waypoint()) {
+            found.add(
+                Error,
+                "UnknownLabelValue",
+                format!("Gateway {key}"),
+                format!("{WAYPOINT_FOR_LABEL}={what} is nothing that a waypoint is for"),
+                "use service or all",
+            );
+        }
+    }
+    for (key, pod) in &world.objects.pods {
+        let labels = pod.metadata.labels.as_ref();
+        if labels.is_some_and(|labels| labels.contains_key(WAYPOINT_LABEL)) {
+            found.add(
+                Warning,
+                "LabelWithoutEffect",
+                format!("Pod {key}"),
+                format!("{WAYPOINT_LABEL} on a pod binds nothing"),
+                "label its Service or Namespace",
             );
         }
     }

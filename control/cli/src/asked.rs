@@ -102,7 +102,10 @@ mod tests {
             ..Asked::default()
         };
         let request = asked.request("web").unwrap().unwrap();
-        assert_eq!((request.method().as_str(), request.uri().path()), ("GET", "/"));
+        assert_eq!(
+            (request.method().as_str(), request.uri().path()),
+            ("GET", "/")
+        );
         assert_eq!(request.headers()["host"], "web");
         assert_eq!(request.headers()["x-a"], "b=c");
         assert_eq!(asked.token().unwrap().0.as_deref(), Some("https://a/bob"));

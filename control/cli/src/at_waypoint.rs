@@ -3,7 +3,9 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
+use seine_control::status::binding::waypoint_bound;
 use seine_identity::Identity;
+use seine_objects::ObjectKey;
 use seine_policy::{Applicable, Connection, Decision, Request, Token, explain};
 use seine_waypoint::{
     router::{self, Choice},
@@ -159,7 +161,10 @@ impl World {
         let (service, port) = &services[0];
         let waypoints = self.waypoints_of(service);
         let mut at = AtWaypoint {
-            waypoints: waypoints.into_iter().map(|waypoint| waypoint.name).collect(),
+            waypoints: waypoints
+                .into_iter()
+                .map(|waypoint| waypoint.name)
+                .collect(),
             request: None,
             allowed: false,
             because: String::new(),
@@ -168,6 +173,10 @@ impl World {
             asks: Vec::new(),
             route: None,
         };
+        if let Some(why) = self.unreached(service) {
+            at.because = why;
+            return Ok(at);
+        }
         let request = asked.request(&service.key.hostname)?;
         let is_http = why::is_http(service, *port, &self.routes);
         let mut seen = match request.filter(|_| is_http).map(Seen::read).transpose() {
@@ -192,7 +201,15 @@ impl World {
         for (service, port) in services {
             let address = service.addresses.iter().find_map(|found| found.single());
             let destination = SocketAddr::new(address.unwrap_or(source), *port);
-            let judged = self.judged(service, destination, client, source, seen.as_ref(), &token, &mut at);
+            let judged = self.judged(
+                service,
+                destination,
+                client,
+                source,
+                seen.as_ref(),
+                &token,
+                &mut at,
+            );
             decision = Some(match decision {
                 Some(held) if !held.allowed => held,
                 _ => judged,
@@ -212,7 +229,18 @@ impl World {
         Ok(at)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "each is another part of the question")]
+    /// Why no waypoint of a service takes anything for it.
+    fn unreached(&self, service: &Service) -> Option<String> {
+        let key = ObjectKey::new(&*service.key.namespace, &*service.name);
+        let finding = self.findings.bindings.get(&key)?;
+        let bound = waypoint_bound(&key, finding);
+        (bound.status == "False").then_some(bound.message)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another part of the question"
+    )]
     fn judged(
         &self,
         service: &Service,
@@ -228,7 +256,10 @@ impl World {
             Applicable::Ready(policies) => policies,
         };
         let headers = seen.map(Seen::headers).unwrap_or_default();
-        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .collect();
         let connection = Connection {
             source: SocketAddr::new(source, CLIENT_PORT),
             destination,
@@ -246,7 +277,8 @@ impl World {
         };
         let explained = explain(&policies, &connection);
         let steps = explained.steps.iter();
-        at.policies.extend(steps.map(|step| self.policy(step, client)));
+        at.policies
+            .extend(steps.map(|step| self.policy(step, client)));
         let asks = explained.decision.asks.iter();
         at.asks.extend(asks.map(|ask| {
             let (provider, policy) = (&ask.provider, &ask.policy);
@@ -294,7 +326,10 @@ impl World {
     }
 }
 
-fn backends(rule: &Rule, effects: impl Fn(&[seine_waypoint::rule::Filter]) -> Vec<String>) -> Vec<Backend> {
+fn backends(
+    rule: &Rule,
+    effects: impl Fn(&[seine_waypoint::rule::Filter]) -> Vec<String>,
+) -> Vec<Backend> {
     let all = rule.backends.iter();
     let sum: f64 = all.clone().map(|backend| f64::from(backend.weight)).sum();
     let all = all.map(|backend| Backend {
@@ -330,7 +365,11 @@ impl Route {
 
 impl fmt::Display for AtWaypoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\nat waypoint {}, mutual TLS", self.waypoints.join(" or "))?;
+        writeln!(
+            f,
+            "\nat waypoint {}, mutual TLS",
+            self.waypoints.join(" or ")
+        )?;
         if let Some(request) = &self.request {
             writeln!(f, "  request {request}")?;
         }
@@ -344,7 +383,11 @@ impl fmt::Display for AtWaypoint {
         }
         if let Some(audit) = &self.with_dry_run {
             let verdict = allowed(audit.allowed);
-            writeln!(f, "  with dry-run policies in force {verdict}: {}", audit.because)?;
+            writeln!(
+                f,
+                "  with dry-run policies in force {verdict}: {}",
+                audit.because
+            )?;
         }
         match &self.route {
             Some(route) => route.fmt(f),
@@ -357,7 +400,9 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.rule, self.matched) {
             (Some(rule), Some(matched)) => writeln!(f, "  ROUTE {rule}: match {matched} decides")?,
-            _ if !self.failed => writeln!(f, "  no route is about the port: to the service itself")?,
+            _ if !self.failed => {
+                writeln!(f, "  no route is about the port: to the service itself")?
+            }
             _ => {}
         }
         for effect in &self.effects {
@@ -367,10 +412,21 @@ impl fmt::Display for Route {
             writeln!(f, "  ANSWERED by the waypoint: {answer}")?;
         }
         for near in &self.near {
-            writeln!(f, "    {} match {}: {}", near.rule, near.matched, near.lacks.join("; "))?;
+            writeln!(
+                f,
+                "    {} match {}: {}",
+                near.rule,
+                near.matched,
+                near.lacks.join("; ")
+            )?;
         }
         for backend in &self.backends {
-            let Backend { service, port, share, .. } = backend;
+            let Backend {
+                service,
+                port,
+                share,
+                ..
+            } = backend;
             write!(f, "    {share}% to service {service}, port {port}")?;
             match &backend.refused {
                 Some(why) => writeln!(f, ": 500, {why}")?,

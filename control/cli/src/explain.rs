@@ -169,16 +169,22 @@ impl World {
                 (format!("address {address}"), vec![Self::outside(address)])
             }
             Destination::Pods(pods, port) => {
-                let judged = pods.iter().map(|pod| self.to_pod(&source, pod, *port, asked, &mut notes));
+                let judged = pods
+                    .iter()
+                    .map(|pod| self.to_pod(&source, pod, *port, asked, &mut notes));
                 let judged = judged.collect::<anyhow::Result<Vec<_>>>()?;
                 let (at, endpoints): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
                 waypoint = at.into_iter().flatten().next();
                 let name = pods.first().map_or("", |pod| &*pod.name);
-                (format!("pod {name}, port {port}"), endpoints.into_iter().flatten().collect())
+                (
+                    format!("pod {name}, port {port}"),
+                    endpoints.into_iter().flatten().collect(),
+                )
             }
             Destination::Service(service, port) => {
                 let named = format!("service {}, port {port}", service.key);
-                let (at, endpoints) = self.to_service(&source, (service, *port), asked, &mut notes)?;
+                let (at, endpoints) =
+                    self.to_service(&source, (service, *port), asked, &mut notes)?;
                 waypoint = at;
                 (named, endpoints)
             }
@@ -226,7 +232,10 @@ impl World {
         }
         let mut endpoints = Vec::new();
         let backends = route.map(|route| &*route.backends).unwrap_or_default();
-        for backend in backends.iter().filter(|backend| backend.weight > 0 && backend.refused.is_none()) {
+        for backend in backends
+            .iter()
+            .filter(|backend| backend.weight > 0 && backend.refused.is_none())
+        {
             let Some((namespace, hostname)) = backend.service.split_once('/') else {
                 continue;
             };
@@ -276,7 +285,9 @@ impl World {
         };
         let waypoints = self.waypoints_of(first);
         let at = self.at_waypoint(client, source.address, (&services, true), asked, notes)?;
-        let judged = at.allowed.then(|| self.judge(source, Some(&waypoints), pod, port));
+        let judged = at
+            .allowed
+            .then(|| self.judge(source, Some(&waypoints), pod, port));
         Ok((Some(at), judged))
     }
 

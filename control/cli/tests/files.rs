@@ -238,6 +238,9 @@ fn each_mistake_has_its_code() {
         (network_policy("{podSelector: {matchLabels: {app: postgres}}, ingress: [{ports: [{port: 5432}]}]}"), 1, "error", "TunnelBlocked"),
         (network_policy("{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 8080}]}]}"), 1, "error", "TunnelBlocked"),
         (namespace.to_owned(), 1, "error", "UnknownLabelValue"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop, labels: {seine.dev/use-waypoint: nowhere}}\nspec: {selector: {app: web}, ports: [{port: 1}]}\n".to_owned(), 1, "error", "NoWaypoint"),
+        ("apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: shop, labels: {seine.dev/waypoint-for: workload}}\nspec: {gatewayClassName: seine-waypoint, listeners: []}\n".to_owned(), 1, "error", "UnknownLabelValue"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, labels: {seine.dev/use-waypoint: w}}\nspec: {containers: [{name: a}]}\n".to_owned(), 0, "warning", "LabelWithoutEffect"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: other, labels: {seine.dev/mesh: enabled}}\nspec: {containers: [{name: a}]}\n".to_owned(), 0, "warning", "LabelWithoutEffect"),
         ("apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: d, namespace: shop}\nspec: {template: {spec: {hostNetwork: true, containers: [{name: a}]}}}\n".to_owned(), 0, "warning", "CannotEnrol"),
     ] {
@@ -366,23 +369,47 @@ const ALICE: [&str; 4] = ["--claim", "iss=https://a", "--claim", "sub=alice"];
 fn a_request_is_explained_as_its_waypoint_judges_it() {
     let explain = |more: &[&str]| explain_request(BEHIND_A_WAYPOINT, more);
     let (code, found) = explain(&ALICE);
-    assert_eq!((code, &found["verdict"]), (0, &"allowed".into()), "{found:#}");
+    assert_eq!(
+        (code, &found["verdict"]),
+        (0, &"allowed".into()),
+        "{found:#}"
+    );
     let waypoint = &found["waypoint"];
     assert_eq!(waypoint["waypoints"], serde_json::json!(["shop/wp"]));
-    assert_eq!(waypoint["because"], "allowed by policy shop/users_at_web, rule 0");
-    assert_eq!(waypoint["policies"].as_array().unwrap().len(), 2, "{found:#}");
+    assert_eq!(
+        waypoint["because"],
+        "allowed by policy shop/users_at_web, rule 0"
+    );
+    assert_eq!(
+        waypoint["policies"].as_array().unwrap().len(),
+        2,
+        "{found:#}"
+    );
     assert_eq!(found["endpoints"][0]["pod"], "shop/web");
     assert_eq!(found["notes"], Value::Null);
 
     let admin = ["--path", "/x/../admin/x?y", "--claim", "realm.roles=admin"];
     let (code, found) = explain(&admin);
     assert_eq!(code, 0, "{found:#}");
-    assert_eq!(found["waypoint"]["request"], "GET /admin/x at host web.shop.svc.cluster.local");
+    assert_eq!(
+        found["waypoint"]["request"],
+        "GET /admin/x at host web.shop.svc.cluster.local"
+    );
     let asks = found["waypoint"]["asks"].to_string();
-    assert!(asks.contains("web.shop.svc.cluster.local port 80 must say so"), "{asks}");
+    assert!(
+        asks.contains("web.shop.svc.cluster.local port 80 must say so"),
+        "{asks}"
+    );
 
     for more in [
-        &["--method", "POST", "--path", "/admin", "--claim", "realm.roles=admin"][..],
+        &[
+            "--method",
+            "POST",
+            "--path",
+            "/admin",
+            "--claim",
+            "realm.roles=admin",
+        ][..],
         &["--claim", "iss=https://a", "--claim", "sub=bob"],
         &["--path", "/a"],
         &["--path", "/a%2fb"],
@@ -390,15 +417,26 @@ fn a_request_is_explained_as_its_waypoint_judges_it() {
         &[],
     ] {
         let (code, found) = explain(more);
-        assert_eq!((code, &found["verdict"]), (1, &"denied".into()), "{found:#}");
+        assert_eq!(
+            (code, &found["verdict"]),
+            (1, &"denied".into()),
+            "{found:#}"
+        );
         let endpoints = found["endpoints"].as_array().unwrap();
         assert!(endpoints.is_empty(), "no pod is asked: {found:#}");
     }
     // Without whoever verifies it a token says nothing.
     let unchecked = BEHIND_A_WAYPOINT.replace("kind: RequestAuthentication", "kind: Nothing");
     let (code, found) = explain_request(&unchecked, &ALICE);
-    assert_eq!((code, &found["verdict"]), (1, &"denied".into()), "{found:#}");
-    assert!(found["notes"].to_string().contains("believes no token"), "{found:#}");
+    assert_eq!(
+        (code, &found["verdict"]),
+        (1, &"denied".into()),
+        "{found:#}"
+    );
+    assert!(
+        found["notes"].to_string().contains("believes no token"),
+        "{found:#}"
+    );
 }
 
 #[test]
@@ -408,40 +446,79 @@ fn the_route_that_decides_is_named_or_the_nearest_and_what_it_lacks() {
     let rule = |index: usize| Value::from(format!("HTTPRoute/shop/web/{index}"));
 
     let (code, found) = explain(&["--path", "/a/b", "--header", "x-new=1"]);
-    assert_eq!((code, &found["verdict"]), (0, &"allowed".into()), "{found:#}");
+    assert_eq!(
+        (code, &found["verdict"]),
+        (0, &"allowed".into()),
+        "{found:#}"
+    );
     assert_eq!(found["waypoint"]["route"]["rule"], rule(0));
     let endpoint = &found["endpoints"][0];
     assert_eq!(endpoint["pod"], "shop/new");
-    assert_eq!(endpoint["backend"], "service shop/new.shop.svc.cluster.local, port 80");
+    assert_eq!(
+        endpoint["backend"],
+        "service shop/new.shop.svc.cluster.local, port 80"
+    );
     // Its port is bound to no waypoint: it sees who sends, not for whom.
-    assert_eq!(endpoint["because"], "allowed by policy shop/only-waypoint, rule 0");
+    assert_eq!(
+        endpoint["because"],
+        "allowed by policy shop/only-waypoint, rule 0"
+    );
 
     let (code, found) = explain(&["--path", "/a/b"]);
     let route = &found["waypoint"]["route"];
     assert_eq!((code, &route["rule"]), (0, &rule(1)), "{found:#}");
-    assert_eq!(route["effects"], serde_json::json!(["request headers: sets x-by"]));
-    let shares: Vec<_> = route["backends"].as_array().unwrap().iter().map(|one| &one["share"]).collect();
+    assert_eq!(
+        route["effects"],
+        serde_json::json!(["request headers: sets x-by"])
+    );
+    let shares: Vec<_> = route["backends"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["share"])
+        .collect();
     assert_eq!(shares, [90.0, 10.0]);
     assert_eq!(found["endpoints"].as_array().unwrap().len(), 2);
 
     let (code, found) = explain(&["--path", "/old"]);
     let route = &found["waypoint"]["route"];
     assert_eq!((code, &route["rule"]), (0, &rule(2)), "{found:#}");
-    assert_eq!(route["answer"], "301, to http://web.shop.svc.cluster.local/a");
+    assert_eq!(
+        route["answer"],
+        "301, to http://web.shop.svc.cluster.local/a"
+    );
 
     let (code, found) = explain(&["--path", "/gone"]);
-    assert_eq!((code, &found["verdict"]), (1, &"failed".into()), "{found:#}");
-    assert!(found["waypoint"]["route"]["backends"][0]["refused"].is_string(), "{found:#}");
+    assert_eq!(
+        (code, &found["verdict"]),
+        (1, &"failed".into()),
+        "{found:#}"
+    );
+    assert!(
+        found["waypoint"]["route"]["backends"][0]["refused"].is_string(),
+        "{found:#}"
+    );
 
     let (code, found) = explain(&["--path", "/b", "--method", "POST"]);
-    assert_eq!((code, &found["verdict"]), (1, &"failed".into()), "{found:#}");
+    assert_eq!(
+        (code, &found["verdict"]),
+        (1, &"failed".into()),
+        "{found:#}"
+    );
     let route = &found["waypoint"]["route"];
     assert_eq!(route["answer"], "404: no rule matches");
     let near = &route["near"][0];
     assert_eq!(near["rule"], rule(1));
-    assert_eq!(near["lacks"], serde_json::json!(["path /b is not /a or below it"]));
+    assert_eq!(
+        near["lacks"],
+        serde_json::json!(["path /b is not /a or below it"])
+    );
     let last = route["near"].as_array().unwrap().last().unwrap();
-    assert_eq!(last["lacks"].as_array().unwrap().len(), 1, "three are told: {route:#}");
+    assert_eq!(
+        last["lacks"].as_array().unwrap().len(),
+        1,
+        "three are told: {route:#}"
+    );
 }
 
 #[test]
@@ -449,10 +526,21 @@ fn a_client_that_is_not_in_the_mesh_reaches_no_waypoint() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("shop.yaml");
     fs::write(&file, BEHIND_A_WAYPOINT).unwrap();
-    let words = ["explain", "203.0.113.9", "svc/web", "-n", "shop", "--path", "/a"];
+    let words = [
+        "explain",
+        "203.0.113.9",
+        "svc/web",
+        "-n",
+        "shop",
+        "--path",
+        "/a",
+    ];
     let output = seine(&words, &[file]);
     let shown = text(&output);
     assert_eq!(status(&output), 1, "{shown}");
-    assert!(shown.contains("port 8080 is reached through its waypoint alone"), "{shown}");
+    assert!(
+        shown.contains("port 8080 is reached through its waypoint alone"),
+        "{shown}"
+    );
     assert!(shown.contains("no waypoint stands between"), "{shown}");
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use seine_objects::ObjectKey;
+use seine_objects::{Kind, ObjectKey};
 use serde_json::Value;
 
 use crate::status::{self, ObjectStatus};
@@ -51,6 +51,13 @@ pub fn due(
             conditions.retain(|other| other.type_ != condition.type_);
             conditions.push(condition);
         }
+    }
+    // Of a Service that is bound to nothing any more there is nothing to say.
+    let unbound = known.iter().filter(|(target, known)| {
+        target.0 == Kind::Service.to_string() && !known.conditions.is_empty()
+    });
+    for (target, _) in unbound {
+        wanted.entry(target.clone()).or_default();
     }
     wanted.retain(|target, conditions| {
         let known = &known[target];
@@ -102,7 +109,7 @@ fn is_older(wanted: &[Condition], known: &[Condition]) -> bool {
             .filter_map(|condition| condition.observed_generation)
             .max()
     };
-    newest(wanted) < newest(known)
+    !wanted.is_empty() && newest(wanted) < newest(known)
 }
 
 #[cfg(test)]

@@ -81,15 +81,25 @@ struct Kind {
     resource: ApiResource,
     /// Before the types of our conditions, where others have conditions of their own.
     prefix: &'static str,
+    /// Who applies one of them has all of them.
+    atomic: bool,
     known: Watched<Known>,
 }
 
-/// What stands before the types of our conditions. Istio's controllers write conditions of their own beside ours.
+/// What stands before the types of our conditions. Other controllers write conditions of their own beside ours.
 pub fn condition_prefix(kind: ObjectKind) -> &'static str {
-    match kind {
-        ObjectKind::IstioAuthorizationPolicy | ObjectKind::PeerAuthentication => "seine.dev/",
-        _ => "",
+    match is_atomic(kind) || kind == ObjectKind::Service {
+        true => "seine.dev/",
+        false => "",
     }
+}
+
+/// Its list of conditions is one value to the API server.
+fn is_atomic(kind: ObjectKind) -> bool {
+    matches!(
+        kind,
+        ObjectKind::IstioAuthorizationPolicy | ObjectKind::PeerAuthentication
+    )
 }
 
 type Seen = (usize, watcher::Result<watcher::Event<DynamicObject>>);
@@ -100,6 +110,7 @@ fn kinds(istio: bool) -> impl Iterator<Item = ObjectKind> {
         ObjectKind::MeshTls,
         ObjectKind::TrafficPolicy,
         ObjectKind::RequestAuthentication,
+        ObjectKind::Service,
     ];
     let istio = istio.then_some([
         ObjectKind::IstioAuthorizationPolicy,
@@ -246,6 +257,7 @@ impl Kind {
             name: kind.to_string(),
             resource: resource(kind),
             prefix: condition_prefix(kind),
+            atomic: is_atomic(kind),
             known: Watched::default(),
         }
     }
@@ -265,8 +277,9 @@ impl Kind {
                 ..condition.clone()
             })
         });
-        let all: Vec<Value> = known.others.iter().cloned().chain(ours).collect();
-        if !self.prefix.is_empty() {
+        let others = known.others.iter().filter(|_| self.atomic);
+        let all: Vec<Value> = others.cloned().chain(ours).collect();
+        if self.atomic {
             metadata["resourceVersion"] = json!(known.resource_version);
         }
         json!({
@@ -333,7 +346,7 @@ fn known_of(object: &DynamicObject, prefix: &str) -> Known {
     known
 }
 
-/// Pods, NetworkPolicies and Services have no status of ours; only Events tell of them.
+/// Pods and NetworkPolicies have no status of ours; only Events tell of them.
 fn without_status(
     report: &[ObjectStatus],
     model: &Model,
@@ -349,7 +362,6 @@ fn without_status(
                 "networking.k8s.io/v1",
                 &model.objects.network_policies.get(&key)?.metadata,
             ),
-            "Service" => ("v1", &model.objects.services.get(&key)?.metadata),
             _ => return None,
         };
         let reference = ObjectReference {
@@ -633,6 +645,70 @@ spec: {action: CUSTOM, rules: [{}]}
         let writes = world.api.take_writes();
         let again = writes.iter().filter(|write| write.path.contains("/status"));
         assert_eq!(again.count(), 0, "{writes:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_is_told_of_its_waypoint_in_a_condition_of_its_own_until_it_is_bound_to_none()
+    {
+        const PATH: &str = "/api/v1/namespaces/shop/services/web";
+        let model = |labels: &str| {
+            let (objects, problems) = ObjectSet::from_yaml(&format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop, labels: {{{labels}}}}}\nspec: {{clusterIP: 10.0.0.1}}\n"
+            ));
+            assert_eq!(problems, []);
+            Arc::new(Model::default().next(Arc::new(objects), &Settings::default()))
+        };
+        let mut world = World::new();
+        world.model = model("seine.dev/use-waypoint: wp");
+        world.models.send_replace(world.model.clone());
+        world.replica("a", &["n1"]);
+        let theirs = json!({"type": "LoadBalancerPortsError", "status": "True"});
+        let object = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"uid": "u"},
+            "status": {"conditions": [theirs]},
+        });
+        world.api.put(PATH, object);
+        let (client, sources) = (world.api.client(), world.sources());
+        tokio::spawn(write(
+            client,
+            "a".into(),
+            "seine-system".into(),
+            sources,
+            false,
+        ));
+        let mut writes = Vec::new();
+        let mut written = async |what: &str| {
+            let wait = async {
+                loop {
+                    writes.extend(world.api.take_writes());
+                    let found = writes.iter().position(|write| write.path.contains(what));
+                    if let Some(found) = found {
+                        return writes.remove(found).body;
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
+            };
+            timeout(Duration::from_secs(300), wait).await.unwrap()
+        };
+        let applied = written("/services/web/status").await;
+        // The others' are theirs to apply.
+        let conditions = applied["status"]["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 1, "{applied}");
+        assert_eq!(conditions[0]["type"], "seine.dev/WaypointBound");
+        assert_eq!(conditions[0]["reason"], "NoWaypoint");
+        assert_eq!(
+            applied["metadata"]["resourceVersion"],
+            serde_json::Value::Null
+        );
+        let event = written("/events").await;
+        assert_eq!(
+            (&event["reason"], &event["regarding"]["kind"]),
+            (&json!("NoWaypoint"), &json!("Service"))
+        );
+
+        world.models.send_replace(model(""));
+        let applied = written("/services/web/status").await;
+        assert_eq!(applied["status"]["conditions"], json!([]));
     }
 
     #[tokio::test(start_paused = true)]

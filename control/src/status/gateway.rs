@@ -1,7 +1,8 @@
 //! What the Gateway API wants said of a waypoint's GatewayClass and Gateway. Pure.
 
 use seine_objects::gateway::{
-    GATEWAY_NAME_LABEL, Gateway, INGRESS_CLASS, Listener, WAYPOINT_CLASS, WAYPOINT_PORT,
+    GATEWAY_NAME_LABEL, Gateway, INGRESS_CLASS, Listener, WAYPOINT_CLASS, WAYPOINT_FOR_LABEL,
+    WAYPOINT_PORT,
 };
 use seine_objects::{ObjectKey, ObjectSet, pods};
 use serde_json::{Value, json};
@@ -47,6 +48,13 @@ pub fn gateway_status(
         _ if !gateway.spec.addresses.is_empty() => {
             let why = "spec.addresses: a waypoint has the address of its Service, and no other";
             (false, "UnsupportedAddress", why.into())
+        }
+        _ if gateway.unknown_use().is_some() => {
+            let what = gateway.unknown_use().unwrap_or_default();
+            let why = format!(
+                "label {WAYPOINT_FOR_LABEL}: {what:?} is nothing that a waypoint is for: service or all"
+            );
+            (false, "InvalidParameters", why)
         }
         _ if !wrong.is_empty() => {
             let why = wrong.iter().map(|(_, why)| why.as_str());
@@ -207,11 +215,22 @@ status: {phase: Running, podIP: 10.1.0.2, conditions: [{type: Ready, status: \"T
 ";
 
     fn status(spec: Value, outcome: Option<&Outcome>) -> Value {
-        let mut spec = spec;
+        of(spec, json!({}), outcome)
+    }
+
+    fn labelled(spec: Value, use_: &str) -> Value {
+        of(
+            spec,
+            json!({WAYPOINT_FOR_LABEL: use_}),
+            Some(&Outcome::Made),
+        )
+    }
+
+    fn of(mut spec: Value, labels: Value, outcome: Option<&Outcome>) -> Value {
         spec["gatewayClassName"] = json!("seine-waypoint");
         let gateway: Gateway = serde_json::from_value(json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-            "metadata": {"name": "wp", "namespace": "shop", "generation": 3}, "spec": spec,
+            "metadata": {"name": "wp", "namespace": "shop", "generation": 3, "labels": labels}, "spec": spec,
         }))
         .unwrap();
         let (objects, problems) = ObjectSet::from_yaml(YAML);
@@ -311,6 +330,11 @@ status: {phase: Running, podIP: 10.1.0.2, conditions: [{type: Ready, status: \"T
         ] {
             assert_eq!(said(&status(spec, outcome)["conditions"]), expected);
         }
+        let unknown = labelled(listener(15008, "HBONE"), "workload");
+        assert_eq!(
+            said(&unknown["conditions"])[0],
+            "Accepted False InvalidParameters"
+        );
         let http = status(listener(80, "HTTP"), Some(&Outcome::Made));
         let expected = "Accepted False UnsupportedProtocol";
         assert_eq!(said(&http["listeners"][0]["conditions"])[0], expected);

@@ -4,7 +4,7 @@
 //! mesh) is not mentioned.
 
 use seine_objects::gateway::{
-    self, BackendRef, CONTROLLER, Filter, ParentRef, WAYPOINT_LABEL, waypoint_of,
+    self, BackendRef, CONTROLLER, Filter, ParentRef, WAYPOINT_LABEL, binding,
 };
 use seine_objects::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use seine_objects::{EnrolmentSettings, Kind, ObjectKey, ObjectSet, enrolment};
@@ -182,7 +182,7 @@ fn accepted(
                 let why = format!("there is no Service {parent_key}");
                 return no("NoMatchingParent", why).filter(|_| opted_in);
             };
-            if waypoint_of(own, service, settings).is_none() {
+            if binding(own, service, settings).is_none() {
                 let why =
                     format!("Service {parent_key} uses no waypoint: label it {WAYPOINT_LABEL}");
                 return no("NoWaypoint", why).filter(|_| opted_in);

@@ -360,31 +360,6 @@ fn attach_to(
     }
 }
 
-/// Whether routes of the candidate's namespace may be attached.
-fn admits(
-    objects: &ObjectSet,
-    key: &ObjectKey,
-    listener: &Listener,
-    route: &Candidate<'_>,
-) -> bool {
-    let namespaces = listener.allowed_routes.as_ref();
-    let namespaces = namespaces.and_then(|routes| routes.namespaces.as_ref());
-    let from = namespaces.and_then(|namespaces| namespaces.from.as_deref());
-    let own = &route.key.namespace;
-    match from.unwrap_or("Same") {
-        "All" => true,
-        "Same" => *own == key.namespace,
-        "Selector" => {
-            let selector = namespaces.and_then(|namespaces| namespaces.selector.as_ref());
-            let namespace = objects.namespace(own);
-            selector
-                .zip(namespace)
-                .is_some_and(|(selector, found)| selector.matches(found.metadata.labels.as_ref()))
-        }
-        _ => false,
-    }
-}
-
 /// The name of a listener's resource.
 pub(super) fn resource_name(gateway: &ObjectKey, listener: &Listener) -> String {
     format!("{gateway}/{}", listener.name)

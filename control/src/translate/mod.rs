@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     EnrolmentSettings, Kind, ObjectKey, ObjectSet, Refusal, enrolment,
+    gateway::{Binding, NoWaypoint},
     network_policy::{self, Blocked, MeshPod},
     pods,
     policy::ROOT_NAMESPACE,
@@ -106,8 +107,8 @@ pub struct Findings {
     pub routes: BTreeMap<(Kind, ObjectKey), RouteFinding>,
     /// By the `TrafficPolicy`.
     pub traffic_policies: BTreeMap<ObjectKey, TrafficFinding>,
-    /// Services that are bound to a waypoint which is not there: its name.
-    pub missing_waypoints: BTreeMap<ObjectKey, ObjectKey>,
+    /// By the service that is bound to waypoints.
+    pub bindings: BTreeMap<ObjectKey, BindingFinding>,
     /// By the `MeshTLS`.
     pub mesh_tls: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the `RequestAuthentication`.
@@ -132,6 +133,15 @@ impl Findings {
             .chain(self.istio_authorization_policies.values())
             .chain(self.peer_authentications.values())
     }
+}
+
+/// What became of a service's binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindingFinding {
+    /// The waypoints.
+    pub binding: Binding,
+    /// Those of them that take nothing for the service.
+    pub missing: BTreeMap<ObjectKey, NoWaypoint>,
 }
 
 /// What to know about one route, each as a sentence.
@@ -187,7 +197,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     traffic::translate(objects, &services, settings, &mut resources);
     ingress::translate(objects, settings, &mut resources);
     waypoint::bind(objects, &mut services, &pods, settings, &mut resources);
-    resources.findings.missing_waypoints = waypoint::missing(objects, &services);
+    resources.findings.bindings = waypoint::findings(objects, &services);
     mesh_tls::translate(objects, &pods, settings, &mut resources);
     resources.findings.network_policies = network_policies(objects, settings);
     for workload in resources.workloads.values_mut() {

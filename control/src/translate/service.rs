@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use prost::Message as _;
 use seine_objects::{
     ObjectKey, ObjectSet,
-    gateway::{self, WAYPOINT_PORT},
+    gateway::{self, Binding},
     k8s_openapi::{
         api::core::v1::{Container, Pod, Service, ServicePort, ServiceSpec},
         apimachinery::pkg::util::intstr::IntOrString,
@@ -14,13 +14,12 @@ use seine_objects::{
 use seine_proto::{
     extensions::ServiceExtension,
     workload::{
-        AppProtocol, Extension, GatewayAddress, IpFamilies, LoadBalancing, NamespacedHostname,
-        NetworkAddress, Port, PortList, gateway_address,
+        AppProtocol, Extension, IpFamilies, LoadBalancing, NetworkAddress, Port, PortList,
         load_balancing::{HealthPolicy, Mode, Scope},
     },
 };
 
-use super::Settings;
+use super::{Settings, waypoint};
 use crate::ip_bytes;
 
 /// Name of the extension that carries [`ServiceExtension`].
@@ -31,8 +30,8 @@ pub(super) struct Translated {
     /// `namespace/hostname`.
     pub(super) key: String,
     pub(super) object: Arc<Service>,
-    /// The name of its waypoint, in its own namespace.
-    pub(super) waypoint: Option<String>,
+    /// The waypoints that it is bound to.
+    pub(super) waypoint: Option<Binding>,
     /// Names of the policies that its waypoint enforces.
     pub(super) policies: Vec<String>,
     /// Likewise of RequestAuthentications.
@@ -53,26 +52,28 @@ pub(super) fn translate(
         }
         let hostname = hostname(key, settings);
         let namespace = objects.namespace(&key.namespace);
-        let waypoint = gateway::waypoint_of(namespace, object, &settings.enrolment);
-        let message = seine_proto::workload::Service {
+        let binding = gateway::binding(namespace, object, &settings.enrolment);
+        let mut message = seine_proto::workload::Service {
             name: key.name.clone(),
             namespace: key.namespace.clone(),
             addresses: addresses(spec, settings),
             ports: tcp_ports(spec).filter_map(service_port).collect(),
             load_balancing: load_balancing(spec),
             ip_families: ip_families(spec).into(),
-            waypoint: waypoint.map(|name| waypoint_address(&key.namespace, name, settings)),
             canonical: true,
             hostname: hostname.clone(),
             ..Default::default()
         };
+        if let Some(binding) = &binding {
+            waypoint::name(objects, key, binding, settings, &mut message);
+        }
         let wire_key = format!("{}/{hostname}", key.namespace);
         translated.insert(
             key.clone(),
             Translated {
                 key: wire_key,
                 object: object.clone(),
-                waypoint: waypoint.map(str::to_owned),
+                waypoint: binding,
                 policies: Vec::new(),
                 authentications: Vec::new(),
                 message,
@@ -85,18 +86,6 @@ pub(super) fn translate(
 /// The full DNS name of a service.
 pub(super) fn hostname(key: &ObjectKey, settings: &Settings) -> String {
     format!("{}.{}.svc.{}", key.name, key.namespace, settings.dns_domain)
-}
-
-/// Where the waypoint of a name takes HBONE.
-pub(super) fn waypoint_address(namespace: &str, name: &str, settings: &Settings) -> GatewayAddress {
-    let destination = NamespacedHostname {
-        namespace: namespace.into(),
-        hostname: hostname(&ObjectKey::new(namespace, name), settings),
-    };
-    GatewayAddress {
-        destination: Some(gateway_address::Destination::Hostname(destination)),
-        hbone_mtls_port: WAYPOINT_PORT.into(),
-    }
 }
 
 /// Whether the service's selector selects the pod. A service without one selects nothing.

@@ -1,16 +1,80 @@
-//! What being bound to a waypoint means for the pods behind a service.
+//! What being bound to waypoints means for a service and the pods behind it.
 //!
 //! A port of a pod is bound if any bound service leads to it: then the waypoints of those services alone may
-//! reach it, whoever else the pod serves on that port. It doesn't matter whether the waypoint is there.
+//! reach it, whoever else the pod serves on that port. It doesn't matter whether the waypoint is there. One that doesn't admit the
+//! service's namespace is named to nobody: neither it nor anybody else is let through.
+//!
+//! Of two waypoints clients choose one for each connection, by weight; the pods admit both. One that is not there, or isn't any more,
+//! gets no new connection as long as the other one is.
 //!
 //! Where the waypoint takes requests to pods, too, the pod names it: then clients that address the pod itself are sent there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use seine_objects::gateway::{Binding, NoWaypoint, WAYPOINT_PORT};
 use seine_objects::{ObjectKey, ObjectSet};
 use seine_proto::extensions::BoundPort;
+use seine_proto::workload::{
+    GatewayAddress, NamespacedHostname, Service, WeightedWaypoint, gateway_address,
+};
 
-use super::{Resources, Settings, service, workload};
+use super::{BindingFinding, Resources, Settings, service, workload};
+
+/// In the place of the hostname of a waypoint that is not to be used: no service has it, and errors show it.
+const NOT_ALLOWED: &str = "not-allowed.invalid";
+
+/// Names a service's waypoints to the clients' proxies.
+pub(super) fn name(
+    objects: &ObjectSet,
+    key: &ObjectKey,
+    binding: &Binding,
+    settings: &Settings,
+    message: &mut Service,
+) {
+    let found = |waypoint: &ObjectKey| objects.waypoint_for(waypoint, &key.namespace).err();
+    let at = |waypoint: &ObjectKey| match found(waypoint) {
+        Some(NoWaypoint::NotAllowed) => address(
+            waypoint,
+            format!("{}.{}.{NOT_ALLOWED}", waypoint.name, waypoint.namespace),
+        ),
+        None | Some(NoWaypoint::Missing) => usable_address(waypoint, settings),
+    };
+    message.waypoint = Some(at(&binding.waypoint));
+    let Some(canary) = &binding.canary else {
+        return;
+    };
+    let percent = u32::from(canary.percent.unwrap_or(0));
+    let is_there = |waypoint: &ObjectKey| found(waypoint).is_none();
+    let percent = match (is_there(&binding.waypoint), is_there(&canary.waypoint)) {
+        (true, false) | (false, false) => 0,
+        (false, true) => 100,
+        (true, true) => percent,
+    };
+    let one = |waypoint: &ObjectKey, weight| WeightedWaypoint {
+        destination: Some(at(waypoint)),
+        weight,
+    };
+    message.weighted_waypoints = vec![
+        one(&binding.waypoint, 100 - percent),
+        one(&canary.waypoint, percent),
+    ];
+}
+
+/// Where a waypoint takes HBONE.
+fn usable_address(waypoint: &ObjectKey, settings: &Settings) -> GatewayAddress {
+    address(waypoint, service::hostname(waypoint, settings))
+}
+
+fn address(waypoint: &ObjectKey, hostname: String) -> GatewayAddress {
+    let destination = NamespacedHostname {
+        namespace: waypoint.namespace.clone(),
+        hostname,
+    };
+    GatewayAddress {
+        destination: Some(gateway_address::Destination::Hostname(destination)),
+        hbone_mtls_port: WAYPOINT_PORT.into(),
+    }
+}
 
 /// Completes the pods' workloads with the ports that are bound there, and the services with their policies.
 pub(super) fn bind(
@@ -20,11 +84,15 @@ pub(super) fn bind(
     settings: &Settings,
     resources: &mut Resources,
 ) {
-    let waypoints: BTreeMap<&str, ObjectKey> = services
+    let waypoints: BTreeMap<&str, Vec<&ObjectKey>> = services
         .iter()
         .filter_map(|(key, service)| {
-            let name = service.waypoint.as_ref()?;
-            Some((service.key.as_str(), ObjectKey::new(&key.namespace, name)))
+            let allowed = |waypoint: &&ObjectKey| {
+                let found = objects.waypoint_for(waypoint, &key.namespace);
+                found.err() != Some(NoWaypoint::NotAllowed)
+            };
+            let waypoints = service.waypoint.as_ref()?.waypoints();
+            Some((service.key.as_str(), waypoints.filter(allowed).collect()))
         })
         .collect();
     let identity = |waypoint: &ObjectKey| {
@@ -40,11 +108,11 @@ pub(super) fn bind(
         };
         let mut bound: BTreeMap<u32, BTreeSet<&ObjectKey>> = BTreeMap::new();
         for (service, ports) in &workload.services {
-            let Some(waypoint) = waypoints.get(service.as_str()) else {
+            let Some(waypoints) = waypoints.get(service.as_str()) else {
                 continue;
             };
             for port in &ports.ports {
-                bound.entry(port.target_port).or_default().insert(waypoint);
+                bound.entry(port.target_port).or_default().extend(waypoints);
             }
         }
         let mut all: BTreeSet<_> = bound.values().flatten().copied().collect();
@@ -52,8 +120,7 @@ pub(super) fn bind(
         if let (Some(only), None) = (all.pop_first(), all.first())
             && (objects.gateways.get(only)).is_some_and(|gateway| gateway.takes_pods())
         {
-            let address = service::waypoint_address(&only.namespace, &only.name, settings);
-            workload.waypoint = Some(address);
+            workload.waypoint = Some(usable_address(only, settings));
         }
         let bound = bound.into_iter().map(|(target_port, waypoints)| BoundPort {
             target_port,
@@ -69,16 +136,22 @@ pub(super) fn bind(
     }
 }
 
-/// Services that are bound to a waypoint which is not there, and the waypoint: nobody reaches them.
-pub(super) fn missing(
+/// Of each bound service what to know about its waypoints.
+pub(super) fn findings(
     objects: &ObjectSet,
     services: &BTreeMap<ObjectKey, service::Translated>,
-) -> BTreeMap<ObjectKey, ObjectKey> {
+) -> BTreeMap<ObjectKey, BindingFinding> {
     let bound = services.iter().filter_map(|(key, service)| {
-        let waypoint = ObjectKey::new(&key.namespace, service.waypoint.as_ref()?);
-        let gateway = objects.gateways.get(&waypoint);
-        let is_there = gateway.is_some_and(|gateway| gateway.is_waypoint());
-        (!is_there).then(|| (key.clone(), waypoint))
+        let binding = service.waypoint.clone()?;
+        let missing = binding.waypoints().filter_map(|waypoint| {
+            let why = objects.waypoint_for(waypoint, &key.namespace).err()?;
+            Some((waypoint.clone(), why))
+        });
+        let finding = BindingFinding {
+            missing: missing.collect(),
+            binding,
+        };
+        Some((key.clone(), finding))
     });
     bound.collect()
 }

@@ -6,6 +6,7 @@ use seine_proto::extensions::{
 };
 use seine_proto::security::{Action, Authorization};
 use seine_proto::waypoint::{RouteRule, filter, r#match, path_change};
+use seine_proto::workload::GatewayAddress;
 use seine_proto::workload::gateway_address::Destination;
 
 use super::Resources;
@@ -92,6 +93,96 @@ fn gateway(name: &str, labels: &str, class: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\nspec: {{gatewayClassName: {class}, listeners: []}}\n"
     )
+}
+
+#[test]
+fn a_waypoint_of_another_namespace_that_does_not_admit_the_service_is_named_to_nobody() {
+    let labels = "seine.dev/use-waypoint: wp, seine.dev/use-waypoint-namespace: infra";
+    let web = service(
+        "web",
+        labels,
+        "selector: {app: a}, ports: [{port: 80, targetPort: 8080}]",
+    );
+    for (from, hostname, admitted) in [
+        ("All", "wp.infra.svc.cluster.local", true),
+        ("Same", "wp.infra.not-allowed.invalid", false),
+    ] {
+        let gateway = format!(
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: infra}}\nspec: {{gatewayClassName: seine-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {from}}}}}}}]}}\n"
+        );
+        let yaml = [
+            web.clone(),
+            gateway,
+            pod("shop", "a", "10.0.0.1", "labels: {app: a}", ""),
+        ]
+        .concat();
+        let resources = translated(&yaml);
+        let service = &resources.services["shop/web.shop.svc.cluster.local"];
+        assert_eq!(
+            named(service.waypoint.as_ref()),
+            format!("infra/{hostname}")
+        );
+        let identities = match admitted {
+            true => vec!["spiffe://cluster.local/ns/infra/sa/wp".to_owned()],
+            false => Vec::new(),
+        };
+        let bound = bound_ports(&resources, "a");
+        assert_eq!(bound[0].target_port, 8080);
+        assert_eq!(bound[0].waypoint_identities, identities, "{from}");
+    }
+}
+
+fn named(gateway: Option<&GatewayAddress>) -> String {
+    let destination = gateway.unwrap().destination.clone();
+    let Some(Destination::Hostname(name)) = destination else {
+        panic!("no name");
+    };
+    format!("{}/{}", name.namespace, name.hostname)
+}
+
+#[test]
+fn of_two_waypoints_each_gets_its_share_and_one_that_is_not_there_nothing() {
+    let labels = |percent: &str| {
+        format!(
+            "seine.dev/use-waypoint: old, seine.dev/canary-waypoint: new, seine.dev/canary-percent: '{percent}'"
+        )
+    };
+    for (percent, gateways, weights) in [
+        ("10", &["old", "new"][..], [90, 10]),
+        ("0", &["old", "new"], [100, 0]),
+        ("100", &["old", "new"], [0, 100]),
+        ("101", &["old", "new"], [100, 0]),
+        ("x", &["old", "new"], [100, 0]),
+        ("10", &["old"], [100, 0]),
+        ("10", &["new"], [0, 100]),
+        ("10", &[], [100, 0]),
+    ] {
+        let ports = "selector: {app: a}, ports: [{port: 80, targetPort: 8080}]";
+        let gateways = gateways
+            .iter()
+            .map(|name| gateway(name, "", "seine-waypoint"));
+        let yaml = [service("web", &labels(percent), ports)]
+            .into_iter()
+            .chain(gateways)
+            .chain([pod("shop", "a", "10.0.0.1", "labels: {app: a}", "")])
+            .collect::<String>();
+        let resources = translated(&yaml);
+        let service = &resources.services["shop/web.shop.svc.cluster.local"];
+        let found = service.weighted_waypoints.iter();
+        let found = found.map(|one| (named(one.destination.as_ref()), one.weight));
+        let name = |name: &str| format!("shop/{name}.shop.svc.cluster.local");
+        let [old, new] = weights;
+        let expected = [(name("old"), old), (name("new"), new)];
+        assert_eq!(found.collect::<Vec<_>>(), expected, "{percent}");
+        // Both may reach the pods at any time, so that a change of weights cuts nobody off.
+        assert_eq!(
+            bound_ports(&resources, "a")[0].waypoint_identities,
+            [
+                "spiffe://cluster.local/ns/shop/sa/new",
+                "spiffe://cluster.local/ns/shop/sa/old"
+            ]
+        );
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-name";
 /// Annotations of `spec.infrastructure` that say how big a waypoint is, beside those of `RESOURCES`.
 const MIN_REPLICAS: &str = "seine.dev/min-replicas";
 const MAX_REPLICAS: &str = "seine.dev/max-replicas";
+/// Another version of the template's image: so that one waypoint can be tried before all follow.
+const IMAGE_TAG: &str = "seine.dev/image-tag";
 /// Annotations of `spec.infrastructure`, and where in the container's resources they belong.
 const RESOURCES: [(&str, [&str; 2]); 4] = [
     ("seine.dev/cpu-request", ["requests", "cpu"]),
@@ -274,6 +276,10 @@ fn pod(
     for spread in items(&mut spec["topologySpreadConstraints"]) {
         spread["labelSelector"] = selector.clone();
     }
+    if let Some(tag) = infrastructure.annotations.get(IMAGE_TAG) {
+        let image = &mut spec["containers"][0]["image"];
+        *image = json!(tagged(image.as_str().unwrap_or_default(), tag)?);
+    }
     let resources = &mut spec["containers"][0]["resources"];
     for (name, [what, of]) in RESOURCES {
         if let Some(text) = infrastructure.annotations.get(name) {
@@ -287,6 +293,22 @@ fn pod(
         }
     }
     Ok(pod)
+}
+
+/// The same image by another tag. Not another image: whoever may write a Gateway need not be somebody who may run anything.
+fn tagged(image: &str, tag: &str) -> Result<String, BadParameter> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let begins_well = tag.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_');
+    if !begins_well || tag.len() > 128 || !tag.bytes().all(plain) {
+        return Err(bad(IMAGE_TAG, format!("{tag:?} is no tag of an image")));
+    }
+    let name = image.split('@').next().unwrap_or_default();
+    // A colon before the last slash is a registry's port.
+    let name = match name.rsplit_once(':') {
+        Some((name, old)) if !old.contains('/') => name,
+        _ => name,
+    };
+    Ok(format!("{name}:{tag}"))
 }
 
 fn bad(annotation: &str, message: String) -> BadParameter {
@@ -459,6 +481,21 @@ mod tests {
     }
 
     #[test]
+    fn a_waypoint_may_have_another_version_of_the_image_and_no_other_image() {
+        for (image, expected) in [
+            ("seine-waypoint:1.0", "seine-waypoint:1.1"),
+            ("reg:5000/a/seine-waypoint", "reg:5000/a/seine-waypoint:1.1"),
+            ("reg:5000/seine-waypoint:1.0", "reg:5000/seine-waypoint:1.1"),
+            ("reg/seine-waypoint@sha256:00", "reg/seine-waypoint:1.1"),
+        ] {
+            assert_eq!(tagged(image, "1.1").unwrap(), expected);
+        }
+        let made = made(json!({"annotations": {"seine.dev/image-tag": "1.1"}})).unwrap();
+        let image = &made[2]["spec"]["template"]["spec"]["containers"][0]["image"];
+        assert!(image.as_str().unwrap().ends_with(":1.1"), "{image}");
+    }
+
+    #[test]
     fn annotations_say_how_big_it_is_and_what_is_no_size_is_refused() {
         let annotated = |annotations: Value| made(json!({"annotations": annotations}));
         let big = annotated(json!({
@@ -485,6 +522,8 @@ mod tests {
                 "min-replicas",
             ),
             (json!({"seine.dev/cpu-request": "much"}), "cpu-request"),
+            (json!({"seine.dev/image-tag": "evil/image:1"}), "image-tag"),
+            (json!({"seine.dev/image-tag": "1@sha256:0"}), "image-tag"),
             (json!({"seine.dev/memory-request": ""}), "memory-request"),
         ] {
             let refused = annotated(annotations).unwrap_err();

@@ -1,4 +1,4 @@
-//! The objects of the Gateway API that are read, and which waypoint a service uses.
+//! The objects of the Gateway API that are read, and which waypoints a service uses.
 //!
 //! The types are our own and name what Seine obeys, no more: the published bindings are built on another version
 //! of the Kubernetes types than everything else here, which would all be there twice. Fields that these types
@@ -25,7 +25,9 @@ use serde_json::Value;
 use crate::{ObjectKey, ObjectSet};
 
 pub use binding::{
-    GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL, WAYPOINT_FOR_LABEL, WAYPOINT_LABEL, waypoint_of,
+    Binding, CANARY_LABEL, CANARY_PERCENT_LABEL, Canary, GATEWAY_NAME_LABEL, ISTIO_WAYPOINT_LABEL,
+    ISTIO_WAYPOINT_NAMESPACE_LABEL, NoWaypoint, WAYPOINT_FOR_LABEL, WAYPOINT_LABEL,
+    WAYPOINT_NAMESPACE_LABEL, binding,
 };
 pub use duration::parse_duration;
 pub use filter::{
