@@ -4,12 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{Either, Full};
 use seine_telemetry::http::{self as pages, Request, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::ingress::listener::Protocol;
 use crate::shared::Shared;
+use crate::tap::{Filter, Watched};
 
 /// Serves all pages.
 pub(crate) async fn start(shared: &Arc<Shared>) -> anyhow::Result<()> {
@@ -32,7 +36,34 @@ pub(crate) async fn start(shared: &Arc<Shared>) -> anyhow::Result<()> {
         },
     )
     .await?;
-    serve(shared, config.admin_address, admin).await
+    let listener = listen(config.admin_address).await?;
+    let shared = shared.clone();
+    tokio::spawn(pages::serve(listener, move |request| {
+        let answer = match request.uri().path() {
+            "/tap" => tap(&shared, &request),
+            _ => admin(&shared, &request).map(Either::Left),
+        };
+        async move { answer }
+    }));
+    Ok(())
+}
+
+/// A page that goes on for as long as somebody reads it.
+fn tap(shared: &Shared, request: &Request) -> http::Response<Either<Full<Bytes>, Watched>> {
+    let refused = |status, why: &str| pages::text(status, format!("{why}\n")).map(Either::Left);
+    let filter = match Filter::parse(request.uri().query().unwrap_or_default()) {
+        Ok(filter) => filter,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
+    };
+    match shared.telemetry.tap().watch(filter) {
+        Some(watched) => http::Response::new(Either::Right(watched)),
+        None => refused(StatusCode::TOO_MANY_REQUESTS, "enough others watch already"),
+    }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("listening on {address}"))
 }
 
 async fn serve(
@@ -40,8 +71,7 @@ async fn serve(
     address: SocketAddr,
     page: fn(&Shared, &Request) -> Response,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("listening on {address}"))?;
+    let listener = listen(address).await?;
     let shared = shared.clone();
     tokio::spawn(pages::serve(listener, move |request| {
         let answer = page(&shared, &request);
@@ -61,6 +91,7 @@ fn admin(shared: &Shared, request: &Request) -> Response {
             "/certificates",
             "/healthz/ready",
             "/metrics",
+            "/tap",
         ]),
     }
 }

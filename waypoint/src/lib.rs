@@ -44,6 +44,7 @@ mod serve;
 pub mod service_rules;
 pub mod session;
 pub mod shared;
+mod tap;
 mod telemetry;
 pub mod token;
 mod trace;

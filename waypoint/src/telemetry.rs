@@ -23,6 +23,7 @@ use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
 use crate::metrics::Metrics;
 use crate::request::Body;
+use crate::tap::Tap;
 use crate::trace;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -101,6 +102,7 @@ struct Inner {
     metrics: Metrics,
     /// Who clients and endpoints are.
     store: Arc<Store>,
+    tap: Arc<Tap>,
 }
 
 impl Telemetry {
@@ -113,7 +115,13 @@ impl Telemetry {
             registry,
             metrics,
             store,
+            tap: Arc::default(),
         }))
+    }
+
+    /// Who watches requests.
+    pub(crate) fn tap(&self) -> &Arc<Tap> {
+        &self.0.tap
     }
 
     /// The metrics in the OpenMetrics text format.
@@ -161,6 +169,7 @@ impl Telemetry {
         };
         tracing::info!(target: "access", "{}", line(entry, flag, took));
         trace::end(entry, flag);
+        self.0.tap.offer(entry, flag, took);
         if entry.method.is_some() {
             let Inner { metrics, store, .. } = &*self.0;
             metrics.answered(store, entry, flag, took);

@@ -26,6 +26,7 @@ use crate::{
     pages::{Program, ZTUNNEL},
     party::Name,
     status::Status,
+    tap::Tapped,
     uninstall::{self, Part},
     world::World,
     ztunnel::{What, Which},
@@ -105,6 +106,14 @@ enum Command {
         what: What,
         #[command(flatten)]
         which: Which,
+    },
+    /// Show requests as a waypoint answers them, until it is interrupted.
+    ///
+    /// One line each, with -o json one object each. No header, query or body is shown. It needs the permission to list pods and to
+    /// create pods/portforward in the Gateway's namespace.
+    Tap {
+        #[command(flatten)]
+        tapped: Tapped,
     },
     /// Release the nodes, and remove what the programs made. Connections are plaintext afterwards.
     ///
@@ -239,6 +248,12 @@ impl Command {
                 let (answers, outcome) = what.ask(&proxies(&which, global).await?).await?;
                 output::print(&answers, global.output)?;
                 Ok(outcome)
+            }
+            Self::Tap { tapped } => {
+                let cluster = async || Cluster::new(&global.cluster).await;
+                let programs = tapped.programs(cluster).await?;
+                tapped.follow(programs, global.output).await?;
+                Ok(Outcome::Good)
             }
             Self::Uninstall {
                 only,

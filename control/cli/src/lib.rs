@@ -23,6 +23,7 @@ pub mod output;
 pub mod pages;
 pub mod party;
 pub mod status;
+pub mod tap;
 pub mod uninstall;
 pub mod world;
 pub mod ztunnel;

@@ -3,6 +3,7 @@
 //! These pages are for operators and scrapers, so it takes few connections at a time, no body, and
 //! closes whoever sends its headers too slowly.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use ::http::{HeaderValue, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
@@ -33,19 +34,23 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves `pages` on `listener` until the future is dropped.
-pub async fn serve<F, Fut>(listener: TcpListener, pages: F)
+pub async fn serve<F, Fut, B>(listener: TcpListener, pages: F)
 where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Response> + Send + 'static,
+    Fut: Future<Output = ::http::Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     serve_until(listener, CancellationToken::new(), pages).await;
 }
 
 /// The same until `stop`; then what was asked before is still answered.
-pub async fn serve_until<F, Fut>(listener: TcpListener, stop: CancellationToken, pages: F)
+pub async fn serve_until<F, Fut, B>(listener: TcpListener, stop: CancellationToken, pages: F)
 where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Response> + Send + 'static,
+    Fut: Future<Output = ::http::Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let pages = Arc::new(pages);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -69,7 +74,7 @@ where
         connections.spawn(async move {
             let service = service_fn(move |request: ::http::Request<Incoming>| {
                 let response = pages(request.map(|_| ()));
-                async move { Ok::<_, std::convert::Infallible>(response.await) }
+                async move { Ok::<_, Infallible>(response.await) }
             });
             let mut connection = pin!(
                 hyper::server::conn::http1::Builder::new()
