@@ -235,6 +235,7 @@ mod tests {
         for (plural, kind) in [
             ("authorizationpolicies", "AuthorizationPolicy"),
             ("peerauthentications", "PeerAuthentication"),
+            ("requestauthentications", "RequestAuthentication"),
         ] {
             define(&api, plural, "v1");
             let path = format!("{ISTIO}/namespaces/shop/{plural}/p");
@@ -246,6 +247,7 @@ mod tests {
         let both = objects.wait_for(|set| {
             set.istio_authorization_policies.contains_key(&key)
                 && set.peer_authentications.contains_key(&key)
+                && set.istio_request_authentications.contains_key(&key)
         });
         let both = tokio::time::timeout(Duration::from_secs(300), both).await;
         both.unwrap().unwrap();

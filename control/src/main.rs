@@ -88,7 +88,7 @@ struct Serve {
     /// Kata, …): pods of theirs are refused. The same for agent and control plane.
     #[arg(long, env = "SEINE_SANDBOXED_RUNTIMES", value_delimiter = ',')]
     sandboxed_runtimes: Vec<String>,
-    /// Read Istio's AuthorizationPolicy and PeerAuthentication too, where their CRDs are installed.
+    /// Read Istio's AuthorizationPolicy, PeerAuthentication and RequestAuthentication too, where their CRDs are installed.
     #[arg(long, env = "SEINE_ISTIO_POLICIES")]
     istio_policies: bool,
     /// Namespace whose policies of Istio's hold for the whole mesh.

@@ -88,6 +88,15 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         let found = &findings.peer_authentications;
         add(Kind::PeerAuthentication, key, &policy.metadata, found);
     }
+    for (key, policy) in &objects.istio_request_authentications {
+        let found = &findings.istio_request_authentications;
+        add(
+            Kind::IstioRequestAuthentication,
+            key,
+            &policy.metadata,
+            found,
+        );
+    }
     for (key, policy) in &objects.traffic_policies {
         if let Some(finding) = findings.traffic_policies.get(key) {
             report.push(traffic_status(key, &policy.metadata, finding));
@@ -164,7 +173,12 @@ fn policy_status(
     let holding = totals.holders(finding, &model.snapshot);
     let nodes = totals.proxies();
     let programmed = holding == nodes && nodes > 0;
-    let (enforced, reason, enforcement) = match kind == Kind::RequestAuthentication.to_string() {
+    let of_tokens = [
+        Kind::RequestAuthentication,
+        Kind::IstioRequestAuthentication,
+    ];
+    let of_tokens = of_tokens.iter().any(|one| one.to_string() == kind);
+    let (enforced, reason, enforcement) = match of_tokens {
         true => tokens_checked(finding, programmed, (holding, nodes)),
         false => enforced(finding, programmed, (holding, nodes)),
     };
@@ -272,9 +286,20 @@ fn tokens_checked(
     let held = format!("enforced by waypoints: {holding} of {nodes} proxies have what is for them");
     let unchecked = finding.unenforced.join(", ");
     match (finding.authentications.is_empty(), programmed) {
+        (false, _) if !finding.refused.is_empty() => {
+            let fields = finding.refused.join(", ");
+            let why = format!(
+                "{fields}: no waypoint obeys that, and refuses every request to the Service"
+            );
+            (false, "NotObeyed", why)
+        }
         (_, _) if !unchecked.is_empty() => {
             let why = format!("nobody checks {unchecked}, which uses no waypoint; {held}");
             (false, "NeedsWaypoint", why)
+        }
+        (_, _) if !finding.elsewhere.is_empty() => {
+            let why = format!("{}; {held}", finding.elsewhere.join("; "));
+            (false, "Elsewhere", why)
         }
         (true, _) => (
             false,

@@ -89,7 +89,11 @@ impl Filter {
                     filter.one_in = number.ok_or(format!("one-in: {value:?} is no number"))?;
                 }
                 // One that isn't known would show more than is wanted.
-                _ => return Err(format!("{name} is no filter: there are method, path, host, status, caller and one-in")),
+                _ => {
+                    return Err(format!(
+                        "{name} is no filter: there are method, path, host, status, caller and one-in"
+                    ));
+                }
             }
         }
         Ok(filter)
@@ -97,10 +101,12 @@ impl Filter {
 
     fn shows(&self, entry: &Entry) -> bool {
         let is = |wanted: &Option<String>, found: &str| {
-            wanted.as_ref().is_none_or(|wanted| match wanted.strip_suffix('*') {
-                Some(begin) => found.starts_with(begin),
-                None => wanted == found,
-            })
+            wanted
+                .as_ref()
+                .is_none_or(|wanted| match wanted.strip_suffix('*') {
+                    Some(begin) => found.starts_with(begin),
+                    None => wanted == found,
+                })
         };
         let method = entry.method.as_ref().map_or("", |method| method.as_str());
         let status = entry.status.map_or(0, |status| status.as_u16());
@@ -158,7 +164,10 @@ impl Tap {
         }
         let watchers = self.watchers.lock();
         let mut shown: Option<Value> = None;
-        for watcher in watchers.iter().filter(|watcher| watcher.filter.shows(entry)) {
+        for watcher in watchers
+            .iter()
+            .filter(|watcher| watcher.filter.shows(entry))
+        {
             let mut state = watcher.state.lock();
             state.seen += 1;
             if (state.seen - 1) % watcher.filter.one_in != 0 {
@@ -216,7 +225,10 @@ fn show(entry: &Entry, flag: &str, took: Duration) -> Value {
         "error": entry.failure.as_ref().map(ToString::to_string),
     });
     match all {
-        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .collect(),
         other => other,
     }
 }
@@ -266,7 +278,14 @@ mod tests {
         assert_eq!(filter.path.as_deref(), Some("/a*b*"));
         assert_eq!((filter.one_in, filter.status.as_deref()), (10, Some("5xx")));
         assert_eq!(Filter::parse("").unwrap().one_in, 1);
-        for bad in ["status=6xx", "status=5x", "status=", "status=40", "one-in=0", "cookie=a"] {
+        for bad in [
+            "status=6xx",
+            "status=5x",
+            "status=",
+            "status=40",
+            "one-in=0",
+            "cookie=a",
+        ] {
             assert!(Filter::parse(bad).is_err(), "{bad}");
         }
     }

@@ -185,8 +185,12 @@ fn policies(world: &World, found: &mut Findings) {
     for (key, finding) in &world.findings.traffic_policies {
         traffic(&format!("TrafficPolicy {key}"), finding, found);
     }
-    for (key, finding) in &world.findings.request_authentications {
-        let about = format!("RequestAuthentication {key}");
+    let own = world.findings.request_authentications.iter();
+    let own = own.map(|(key, finding)| (Kind::RequestAuthentication, key, finding));
+    let istio = world.findings.istio_request_authentications.iter();
+    let istio = istio.map(|(key, finding)| (Kind::IstioRequestAuthentication, key, finding));
+    for (kind, key, finding) in own.chain(istio) {
+        let about = format!("{kind} {key}");
         references(&about, finding, found);
         for unchecked in &finding.unenforced {
             let message = format!("nobody checks {unchecked}, which uses no waypoint");

@@ -24,13 +24,14 @@ use serde_json::json;
 use crate::files::Objects;
 
 /// The kinds of policies, ours and Istio's.
-pub const POLICIES: [Kind; 6] = [
+pub const POLICIES: [Kind; 7] = [
     Kind::AuthorizationPolicy,
     Kind::MeshTls,
     Kind::TrafficPolicy,
     Kind::RequestAuthentication,
     Kind::IstioAuthorizationPolicy,
     Kind::PeerAuthentication,
+    Kind::IstioRequestAuthentication,
 ];
 
 /// The kinds that say where requests go.

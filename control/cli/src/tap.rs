@@ -76,7 +76,9 @@ impl Filter {
             ("one-in", &one_in),
         ];
         let mut page = String::from("/tap");
-        let set = fields.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        let set = fields
+            .iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?)));
         for (index, (name, value)) in set.enumerate() {
             page.push(if index == 0 { '?' } else { '&' });
             page += name;
@@ -95,7 +97,10 @@ impl Filter {
 
 impl Tapped {
     /// The waypoint's programs.
-    pub async fn programs(&self, cluster: impl AsyncFnOnce() -> anyhow::Result<Cluster>) -> anyhow::Result<Vec<Program>> {
+    pub async fn programs(
+        &self,
+        cluster: impl AsyncFnOnce() -> anyhow::Result<Cluster>,
+    ) -> anyhow::Result<Vec<Program>> {
         if let Some(address) = &self.address {
             return Ok(vec![Program::at(address)]);
         }
@@ -104,9 +109,14 @@ impl Tapped {
         let pods = Api::<Pod>::namespaced(cluster.client.clone(), &self.namespace);
         let labels = ListParams::default().labels(&format!("{GATEWAY_NAME_LABEL}={name}"));
         let found = pods.list(&labels).await;
-        let found = found.with_context(|| format!("listing pods in {}", self.namespace))?.items;
+        let found = found
+            .with_context(|| format!("listing pods in {}", self.namespace))?
+            .items;
         let is_running = |pod: &Pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            let phase = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref());
             phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
         };
         let found: Vec<Pod> = found.into_iter().filter(is_running).collect();
@@ -129,11 +139,14 @@ impl Tapped {
                 let name = program.name.clone();
                 let tell = |line: &str| {
                     let request = serde_json::from_str(line);
-                    let request = request.with_context(|| format!("{name}: {line:?} is no JSON"))?;
+                    let request =
+                        request.with_context(|| format!("{name}: {line:?} is no JSON"))?;
                     Ok(match sender.try_send((name.clone(), request)) {
                         Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
                         // A terminal that is too slow misses some.
-                        Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => ControlFlow::Continue(()),
+                        Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => {
+                            ControlFlow::Continue(())
+                        }
                     })
                 };
                 program.lines(&page, tell).await

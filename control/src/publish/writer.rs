@@ -98,7 +98,9 @@ pub fn condition_prefix(kind: ObjectKind) -> &'static str {
 fn is_atomic(kind: ObjectKind) -> bool {
     matches!(
         kind,
-        ObjectKind::IstioAuthorizationPolicy | ObjectKind::PeerAuthentication
+        ObjectKind::IstioAuthorizationPolicy
+            | ObjectKind::PeerAuthentication
+            | ObjectKind::IstioRequestAuthentication
     )
 }
 
@@ -115,6 +117,7 @@ fn kinds(istio: bool) -> impl Iterator<Item = ObjectKind> {
     let istio = istio.then_some([
         ObjectKind::IstioAuthorizationPolicy,
         ObjectKind::PeerAuthentication,
+        ObjectKind::IstioRequestAuthentication,
     ]);
     own.into_iter().chain(istio.into_iter().flatten())
 }

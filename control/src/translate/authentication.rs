@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use seine_objects::{
-    ObjectKey, ObjectSet, gateway,
+    ObjectKey, ObjectSet, gateway, istio,
     policy::{JwtRule, RequestAuthentication},
 };
 use seine_proto::waypoint as wire;
 
 use super::{
-    PolicyFinding, Resources,
+    PolicyFinding, Resources, Settings,
     policy::{no_gateway, no_service, no_target},
     request, service,
 };
@@ -18,32 +18,140 @@ use super::{
 pub(super) fn translate(
     objects: &ObjectSet,
     services: &mut BTreeMap<ObjectKey, service::Translated>,
+    settings: &Settings,
     resources: &mut Resources,
 ) {
     for (key, policy) in &objects.request_authentications {
         let mut finding = PolicyFinding::default();
-        let name = key.to_string();
-        for target in targets(key, policy, objects, services, &mut finding) {
-            let Some(service) = services.get_mut(&target) else {
-                continue;
-            };
-            if service.waypoint.is_none() && !request::is_ingress(objects, &target) {
-                let what = format!("the tokens of requests to Service {target}");
-                finding.unenforced.push(what);
-                continue;
-            }
-            if !service.authentications.contains(&name) {
-                service.authentications.push(name.clone());
-            }
-            finding.authentications.insert(name.clone());
-        }
-        if !finding.authentications.is_empty() {
-            let found = compile(key, policy);
-            resources.authentications.insert(name, found);
-        }
+        let targets = targets(key, policy, objects, services, &mut finding);
+        let rules = &policy.spec.jwt_rules;
+        // No valid one is without, so that nobody knows what it says.
+        let refused = rules.is_empty().then(|| not_valid(key));
+        let message = compile(rules, refused);
+        attach(
+            key.to_string(),
+            &targets,
+            message,
+            objects,
+            services,
+            resources,
+            &mut finding,
+        );
         let findings = &mut resources.findings.request_authentications;
         findings.insert(key.clone(), finding);
     }
+    if settings.istio_root_namespace.is_none() {
+        return;
+    }
+    for (key, policy) in &objects.istio_request_authentications {
+        let mut finding = PolicyFinding::default();
+        let targets = istio_targets(key, policy, objects, services, &mut finding);
+        // Without a rule it says nothing.
+        if !policy.spec.jwt_rules.is_empty() {
+            finding.refused = policy.unobeyed();
+            let unobeyed = || {
+                let fields = finding.refused.join(", ");
+                format!("RequestAuthentication {key} has {fields}, which is not obeyed")
+            };
+            let refused = match policy.is_stand_in() {
+                true => Some(not_valid(key)),
+                false => (!finding.refused.is_empty()).then(unobeyed),
+            };
+            let message = compile(&policy.rules(), refused);
+            // No object has that name, so one of ours of the same name is another resource.
+            let name = format!("{}/istio_{}", key.namespace, key.name);
+            attach(
+                name,
+                &targets,
+                message,
+                objects,
+                services,
+                resources,
+                &mut finding,
+            );
+        }
+        let findings = &mut resources.findings.istio_request_authentications;
+        findings.insert(key.clone(), finding);
+    }
+}
+
+fn not_valid(key: &ObjectKey) -> String {
+    format!("RequestAuthentication {key}, which is not valid")
+}
+
+/// Has the services list it by a name.
+fn attach(
+    name: String,
+    targets: &[ObjectKey],
+    message: wire::RequestAuthentication,
+    objects: &ObjectSet,
+    services: &mut BTreeMap<ObjectKey, service::Translated>,
+    resources: &mut Resources,
+    finding: &mut PolicyFinding,
+) {
+    for target in targets {
+        let Some(service) = services.get_mut(target) else {
+            continue;
+        };
+        if service.waypoint.is_none() && !request::is_ingress(objects, target) {
+            let what = format!("the tokens of requests to Service {target}");
+            finding.unenforced.push(what);
+            continue;
+        }
+        if !service.authentications.contains(&name) {
+            service.authentications.push(name.clone());
+        }
+        finding.authentications.insert(name.clone());
+    }
+    if !finding.authentications.is_empty() {
+        resources.authentications.insert(name, message);
+    }
+}
+
+/// The services that Istio's object is attached to. What it says of pods nobody checks there.
+fn istio_targets(
+    key: &ObjectKey,
+    policy: &istio::RequestAuthentication,
+    objects: &ObjectSet,
+    services: &BTreeMap<ObjectKey, service::Translated>,
+    finding: &mut PolicyFinding,
+) -> Vec<ObjectKey> {
+    let spec = &policy.spec;
+    if policy.targets().next().is_none() {
+        if policy.is_stand_in() && spec.selector.is_none() {
+            return of_namespace(key, services);
+        }
+        let why = "without targetRefs it is about pods, whose node proxies see no tokens: a sidecar or gateway of Istio's may check them";
+        finding.elsewhere.push(why.into());
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for (path, target) in policy.targets() {
+        let of = ObjectKey::new(&key.namespace, &target.name);
+        match (target.group.as_str(), target.kind.as_str()) {
+            ("" | "core", "Service") if services.contains_key(&of) => found.push(of),
+            ("" | "core", "Service") => finding.unresolved.push(no_service(&target.name)),
+            (gateway::GROUP, "Gateway")
+                if request::is_ingress(objects, &of) && services.contains_key(&of) =>
+            {
+                found.push(of);
+            }
+            (_, kind) => finding.elsewhere.push(format!(
+                "{path}: what is for {kind} {} is checked by its own proxy or by none",
+                target.name
+            )),
+        }
+    }
+    found
+}
+
+fn of_namespace(
+    key: &ObjectKey,
+    services: &BTreeMap<ObjectKey, service::Translated>,
+) -> Vec<ObjectKey> {
+    let services = services.keys();
+    let own = services.filter(|service| service.namespace == key.namespace);
+    own.cloned().collect()
 }
 
 /// The services that it is attached to. What stands in for one that can't be read may have no target, and then is for
@@ -57,10 +165,7 @@ fn targets(
 ) -> Vec<ObjectKey> {
     let spec = &policy.spec;
     if spec.target_refs.is_empty() {
-        let own = services
-            .keys()
-            .filter(|service| service.namespace == key.namespace);
-        return own.cloned().collect();
+        return of_namespace(key, services);
     }
     let mut found = Vec::new();
     for target in &spec.target_refs {
@@ -80,14 +185,13 @@ fn targets(
     found
 }
 
-fn compile(key: &ObjectKey, policy: &RequestAuthentication) -> wire::RequestAuthentication {
-    let rules: Vec<_> = policy.spec.jwt_rules.iter().map(rule).collect();
-    // No valid one is without, so that nobody knows what it says.
-    let refused = match rules.is_empty() {
-        true => format!("RequestAuthentication {key}, which is not valid"),
-        false => String::new(),
-    };
-    wire::RequestAuthentication { rules, refused }
+fn compile(rules: &[JwtRule], refused: Option<String>) -> wire::RequestAuthentication {
+    // What is refused need not be understood.
+    let understood = rules.iter().filter(|_| refused.is_none());
+    wire::RequestAuthentication {
+        rules: understood.map(rule).collect(),
+        refused: refused.unwrap_or_default(),
+    }
 }
 
 fn rule(rule: &JwtRule) -> wire::JwtRule {

@@ -338,7 +338,8 @@ fn attach_to(
         return Err(Because::new("NoMatchingParent", message));
     }
     let allowed = meant.into_iter().filter(|(_, listener)| {
-        kinds(listener).0.contains(&route.kind) && admits(objects, key, listener, route)
+        kinds(listener).0.contains(&route.kind)
+            && objects.admits(listener, &key.namespace, &route.key.namespace)
     });
     let allowed: Vec<_> = allowed.collect();
     if allowed.is_empty() {

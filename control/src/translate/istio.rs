@@ -3,18 +3,23 @@
 //! The wire was made for these, so most of it is word for word. What isn't: names of namespaces and service accounts
 //! mean the mesh's own trust domain; `cluster.local` in a principal means it too, as in Istio; what can't be judged
 //! here is denied, where Istio leaves the policy out (`CUSTOM`) or to a waypoint (`targetRefs`).
+//!
+//! At a waypoint of ours what is about requests can be judged ([`http`]); the rest is as on a connection.
 
-use std::collections::BTreeMap;
+mod http;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use seine_objects::{
     ObjectKey,
     istio::{Action, AuthorizationPolicy, Condition, Operation, Source, blocks, ports},
 };
-use seine_proto::security::{self, Address, Clause, Match, StringMatch};
+use seine_proto::security::{self, Address, Authorization, Clause, Match, Scope, StringMatch};
 
 use super::{
-    PolicyFinding, Settings,
+    PolicyFinding, Resources, Settings,
     policy::{Lowered, clause, exact, no_service, prefix, string_match},
+    request::{self, Targets},
     service,
 };
 use crate::ip_bytes;
@@ -32,9 +37,12 @@ pub(super) fn lower<'a>(
     let spec = &policy.spec;
     let mut finding = PolicyFinding::default();
     let mut found = Vec::new();
+    let mut bound = false;
     for (path, target) in policy.targets() {
         let service = services.get(&ObjectKey::new(&key.namespace, &target.name));
         match (target.group.as_str(), target.kind.as_str(), service) {
+            // Its waypoint enforces it, and whoever reaches the pods came from there.
+            ("" | "core", "Service", Some(service)) if service.waypoint.is_some() => bound = true,
             ("" | "core", "Service", Some(service)) => found.push(service),
             ("" | "core", "Service", None) => finding.unresolved.push(no_service(&target.name)),
             (_, kind, _) => finding.elsewhere.push(format!(
@@ -46,39 +54,27 @@ pub(super) fn lower<'a>(
     if spec.action == Action::Custom {
         finding.unenforced.push("spec.action CUSTOM".into());
     }
-    let lowering = Lowering {
-        namespace: &key.namespace,
-        trust_domain: &settings.trust_domain,
-        allow: spec.action == Action::Allow,
-    };
-    let mut rules = Vec::new();
-    for (index, rule) in spec.rules.iter().enumerate() {
-        let path = format!("spec.rules[{index}]");
-        let unenforced = &mut finding.unenforced;
-        for (from, found) in rule.from.iter().enumerate() {
-            let fields = found.source.l7_fields().into_iter();
-            unenforced.extend(fields.map(|field| format!("{path}.from[{from}].source.{field}")));
-        }
-        for (to, found) in rule.to.iter().enumerate() {
-            let fields = found.operation.l7_fields().into_iter();
-            unenforced.extend(fields.map(|field| format!("{path}.to[{to}].operation.{field}")));
-        }
-        for (when, found) in rule.when.iter().enumerate() {
-            if lowering.condition(found).is_none() {
-                unenforced.push(format!("{path}.when[{when}] ({})", found.key));
-            }
-        }
-        rules.extend(lowering.rule(rule));
+    let lowering = Lowering::new(key, spec.action, settings, None);
+    let rules = spec.rules.iter().flat_map(|rule| lowering.rule(rule));
+    let rules = rules.collect();
+    if bound {
+        // Which of the service's ports lead where doesn't change what can be judged.
+        let nowhere = Targets::default();
+        let at_waypoint = Lowering::new(key, spec.action, settings, Some(&nowhere));
+        at_waypoint.not_judged(policy, &mut finding.unenforced);
+    }
+    // Where all of it is at waypoints, the pods' proxies judge nothing of it.
+    if !bound || !found.is_empty() {
+        lowering.not_judged(policy, &mut finding.unenforced);
+        finding.unenforced.sort();
+        finding.unenforced.dedup();
     }
     Lowered {
         key,
         // No object has it, so one of ours of the same name is another resource.
         name: format!("istio_{}", key.name),
         root_namespace,
-        action: match spec.action {
-            Action::Allow => security::Action::Allow,
-            Action::Deny | Action::Audit | Action::Custom => security::Action::Deny,
-        },
+        action: enforced_as(spec.action),
         dry_run: policy.is_dry_run() || spec.action == Action::Audit,
         selector: policy.selector(),
         services: policy.targets().next().is_some().then_some(found),
@@ -87,14 +83,121 @@ pub(super) fn lower<'a>(
     }
 }
 
+/// Adds the policy for each service bound to a waypoint that it is attached to, as [`request::translate`] does with ours, and
+/// gives the names of what was made.
+pub(super) fn at_waypoints(
+    key: &ObjectKey,
+    policy: &AuthorizationPolicy,
+    services: &mut BTreeMap<ObjectKey, service::Translated>,
+    settings: &Settings,
+    resources: &mut Resources,
+) -> BTreeSet<String> {
+    let spec = &policy.spec;
+    let mut made = BTreeSet::new();
+    for (_, target) in policy.targets() {
+        let of = ObjectKey::new(&key.namespace, &target.name);
+        let is_service = matches!(target.group.as_str(), "" | "core") && target.kind == "Service";
+        let Some(service) = services.get_mut(&of).filter(|_| is_service) else {
+            continue;
+        };
+        if service.waypoint.is_none() {
+            continue;
+        }
+        let targets = request::targets(&service.key, resources);
+        let lowering = Lowering::new(key, spec.action, settings, Some(&targets));
+        let authorization = Authorization {
+            name: format!("istio_{}_at_{}", key.name, target.name),
+            namespace: key.namespace.clone(),
+            scope: Scope::WorkloadSelector.into(),
+            action: enforced_as(spec.action).into(),
+            rules: spec
+                .rules
+                .iter()
+                .flat_map(|rule| lowering.rule(rule))
+                .collect(),
+            dry_run: policy.is_dry_run() || spec.action == Action::Audit,
+            extensions: Vec::new(),
+        };
+        let name = format!("{}/{}", key.namespace, authorization.name);
+        if !service.policies.contains(&name) {
+            service.policies.push(name.clone());
+        }
+        made.insert(name.clone());
+        resources.authorizations.insert(name, authorization);
+    }
+    made
+}
+
+fn enforced_as(action: Action) -> security::Action {
+    match action {
+        Action::Allow => security::Action::Allow,
+        Action::Deny | Action::Audit | Action::Custom => security::Action::Deny,
+    }
+}
+
 struct Lowering<'a> {
     namespace: &'a str,
     trust_domain: &'a str,
+    action: Action,
     /// What can't be judged doesn't match; else it does.
     allow: bool,
+    /// At a waypoint, which sees requests: where the service's ports lead.
+    waypoint: Option<&'a Targets>,
 }
 
-impl Lowering<'_> {
+impl<'a> Lowering<'a> {
+    fn new(
+        key: &'a ObjectKey,
+        action: Action,
+        settings: &'a Settings,
+        waypoint: Option<&'a Targets>,
+    ) -> Self {
+        Self {
+            namespace: &key.namespace,
+            trust_domain: &settings.trust_domain,
+            action,
+            allow: action == Action::Allow,
+            waypoint,
+        }
+    }
+
+    /// Paths of the fields that can't be judged.
+    fn not_judged(&self, policy: &AuthorizationPolicy, found: &mut Vec<String>) {
+        for (index, rule) in policy.spec.rules.iter().enumerate() {
+            let path = format!("spec.rules[{index}]");
+            for (from, one) in rule.from.iter().enumerate() {
+                let fields = self.fields_of_source(&one.source).into_iter();
+                found.extend(fields.map(|field| format!("{path}.from[{from}].source.{field}")));
+            }
+            for (to, one) in rule.to.iter().enumerate() {
+                let fields = self.fields_of_operation(&one.operation).into_iter();
+                found.extend(fields.map(|field| format!("{path}.to[{to}].operation.{field}")));
+            }
+            for (when, one) in rule.when.iter().enumerate() {
+                if self.condition(one).is_none() {
+                    found.push(format!("{path}.when[{when}] ({})", one.key));
+                }
+            }
+        }
+    }
+
+    /// Names of the fields of a source that can't be judged here.
+    fn fields_of_source(&self, source: &Source) -> Vec<&'static str> {
+        let mut fields = source.l7_fields();
+        // Tokens a waypoint sees, and not what others have written into a header.
+        fields.retain(|field| self.waypoint.is_none() || field.ends_with("emoteIpBlocks"));
+        fields
+    }
+
+    /// The same of an operation.
+    fn fields_of_operation(&self, operation: &Operation) -> Vec<&'static str> {
+        let mut fields = operation.l7_fields();
+        if self.waypoint.is_some() {
+            fields.retain(|field| !http::can_judge(operation, field));
+        }
+        fields
+    }
+
     /// One rule of the wire for each source.
     fn rule(&self, rule: &seine_objects::istio::Rule) -> Vec<security::Rule> {
         let mut shared = Vec::new();
@@ -113,7 +216,8 @@ impl Lowering<'_> {
             return vec![security::Rule { clauses: shared }];
         }
         let sources = rule.from.iter().map(|from| &from.source);
-        let judged = sources.filter(|source| !self.allow || source.l7_fields().is_empty());
+        let judged =
+            sources.filter(|source| !self.allow || self.fields_of_source(source).is_empty());
         judged
             .map(|source| {
                 let mut clauses = self.source(source);
@@ -127,12 +231,18 @@ impl Lowering<'_> {
     fn operations(&self, operations: &[&Operation]) -> Option<Vec<Clause>> {
         let judged = operations
             .iter()
-            .filter(|operation| !self.allow || operation.l7_fields().is_empty());
+            .filter(|operation| !self.allow || self.fields_of_operation(operation).is_empty());
         let matches: Vec<Match> = judged
-            .map(|operation| Match {
-                destination_ports: ports(&operation.ports),
-                not_destination_ports: ports(&operation.not_ports),
-                ..Default::default()
+            .filter_map(|operation| match self.waypoint {
+                Some(targets) => {
+                    let not_judged = self.fields_of_operation(operation);
+                    http::operation(operation, &not_judged, self.action, targets)
+                }
+                None => Some(Match {
+                    destination_ports: ports(&operation.ports),
+                    not_destination_ports: ports(&operation.not_ports),
+                    ..Default::default()
+                }),
             })
             .collect();
         if matches.is_empty() && !operations.is_empty() {
@@ -152,6 +262,10 @@ impl Lowering<'_> {
             self.namespaces(&source.namespaces, &source.not_namespaces),
             self.accounts(&source.service_accounts, &source.not_service_accounts),
             source_ips(&source.ip_blocks, &source.not_ip_blocks),
+            self.waypoint
+                .and_then(|_| http::token(source))
+                .into_iter()
+                .collect(),
         ]
         .concat()
     }
@@ -159,6 +273,12 @@ impl Lowering<'_> {
     /// `None`: it can't be judged.
     fn condition(&self, condition: &Condition) -> Option<Vec<Clause>> {
         let (values, not_values) = (&condition.values, &condition.not_values);
+        if let Some(targets) = self.waypoint {
+            match http::condition(condition, self.action, targets) {
+                http::Judged::Here(clauses) => return clauses,
+                http::Judged::AsOnAConnection => {}
+            }
+        }
         Some(match condition.key.as_str() {
             "source.ip" => source_ips(values, not_values),
             "source.namespace" => self.namespaces(values, not_values),

@@ -117,6 +117,8 @@ pub struct Findings {
     pub istio_authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the `PeerAuthentication`.
     pub peer_authentications: BTreeMap<ObjectKey, PolicyFinding>,
+    /// By Istio's `RequestAuthentication`.
+    pub istio_request_authentications: BTreeMap<ObjectKey, PolicyFinding>,
     /// Pods that opted in and can't be enrolled.
     pub refused_pods: BTreeMap<ObjectKey, Refusal>,
     /// NetworkPolicies that cut pods in the mesh off from one another.
@@ -132,6 +134,7 @@ impl Findings {
             .chain(self.request_authentications.values())
             .chain(self.istio_authorization_policies.values())
             .chain(self.peer_authentications.values())
+            .chain(self.istio_request_authentications.values())
     }
 }
 
@@ -179,6 +182,8 @@ pub struct PolicyFinding {
     pub unresolved: Vec<String>,
     /// Fields that nothing enforces yet.
     pub unenforced: Vec<String>,
+    /// Fields that can't be obeyed, so that what the policy is about is refused.
+    pub refused: Vec<String>,
     /// What another proxy may enforce and nothing here does, each as a sentence.
     pub elsewhere: Vec<String>,
     /// Other things to know, each as a sentence.
@@ -192,7 +197,7 @@ pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     let pods = workload::translate(objects, &services, settings, &mut resources);
     endpoints::translate(objects, &services, &pods, settings, &mut resources);
     policy::translate(objects, &mut services, &pods, settings, &mut resources);
-    authentication::translate(objects, &mut services, &mut resources);
+    authentication::translate(objects, &mut services, settings, &mut resources);
     route::translate(objects, &services, settings, &mut resources);
     traffic::translate(objects, &services, settings, &mut resources);
     ingress::translate(objects, settings, &mut resources);
@@ -241,6 +246,8 @@ fn any<M: prost::Message>(type_name: &str, message: &M) -> prost_types::Any {
 
 #[cfg(test)]
 mod ingress_tests;
+#[cfg(test)]
+mod istio_request_tests;
 #[cfg(test)]
 mod istio_tests;
 #[cfg(test)]

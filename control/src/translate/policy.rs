@@ -63,7 +63,9 @@ pub(super) fn translate(
     }
     if let Some(root) = &settings.istio_root_namespace {
         for (key, policy) in &objects.istio_authorization_policies {
-            let lowered = istio::lower(key, policy, services, root, settings);
+            let at_waypoints = istio::at_waypoints(key, policy, services, settings, resources);
+            let mut lowered = istio::lower(key, policy, services, root, settings);
+            lowered.finding.resources = at_waypoints;
             let finding = place(lowered, pods, &mut allowed, resources);
             let findings = &mut resources.findings.istio_authorization_policies;
             findings.insert(key.clone(), finding);

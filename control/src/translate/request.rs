@@ -71,9 +71,9 @@ pub(super) fn is_ingress(objects: &ObjectSet, key: &ObjectKey) -> bool {
 }
 
 /// The target ports of each of a service's ports, on all of its pods.
-type Targets = BTreeMap<u32, BTreeSet<u32>>;
+pub(super) type Targets = BTreeMap<u32, BTreeSet<u32>>;
 
-fn targets(service: &str, resources: &Resources) -> Targets {
+pub(super) fn targets(service: &str, resources: &Resources) -> Targets {
     let mut found = Targets::new();
     let workloads = resources.workloads.values();
     let lists = workloads.filter_map(|workload| workload.services.get(service));
@@ -170,7 +170,7 @@ pub(super) fn unresolved_provider(
 }
 
 /// What the request's token has to be, for a source that says something of it.
-fn token(source: &Source) -> Option<Clause> {
+pub(super) fn token(source: &Source) -> Option<Clause> {
     let texts = |values: &[String]| values.iter().map(|value| string_match(value)).collect();
     let token = TokenMatch {
         principals: texts(&source.request_principals),
@@ -195,7 +195,11 @@ fn token(source: &Source) -> Option<Clause> {
 }
 
 /// `None`: the operation is about none of the service's ports.
-fn operation_match(operation: &Operation, action: Action, targets: &Targets) -> Option<Match> {
+pub(super) fn operation_match(
+    operation: &Operation,
+    action: Action,
+    targets: &Targets,
+) -> Option<Match> {
     let ports = service_ports(operation, action, targets);
     if ports.as_ref().is_some_and(Vec::is_empty) {
         return None;

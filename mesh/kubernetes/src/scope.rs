@@ -40,7 +40,11 @@ impl Scope {
             Kind::TrafficPolicy,
             Kind::RequestAuthentication,
         ];
-        let istio = [Kind::IstioAuthorizationPolicy, Kind::PeerAuthentication];
+        let istio = [
+            Kind::IstioAuthorizationPolicy,
+            Kind::PeerAuthentication,
+            Kind::IstioRequestAuthentication,
+        ];
         match self {
             Self::Node(_) => node.to_vec(),
             Self::Cluster { istio: false } => [&node[..], &cluster].concat(),
@@ -81,6 +85,9 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::RequestAuthentication => ApiResource::erase::<RequestAuthentication>(&()),
         Kind::IstioAuthorizationPolicy => of_istio("AuthorizationPolicy", "authorizationpolicies"),
         Kind::PeerAuthentication => of_istio("PeerAuthentication", "peerauthentications"),
+        Kind::IstioRequestAuthentication => {
+            of_istio("RequestAuthentication", "requestauthentications")
+        }
     }
 }
 

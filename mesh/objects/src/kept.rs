@@ -56,7 +56,8 @@ impl Kind {
             | Self::TrafficPolicy
             | Self::RequestAuthentication
             | Self::IstioAuthorizationPolicy
-            | Self::PeerAuthentication => &POLICY,
+            | Self::PeerAuthentication
+            | Self::IstioRequestAuthentication => &POLICY,
         }
     }
 }

@@ -44,6 +44,7 @@ pub enum Kind {
     RequestAuthentication,
     IstioAuthorizationPolicy,
     PeerAuthentication,
+    IstioRequestAuthentication,
 }
 
 impl Kind {
@@ -76,6 +77,9 @@ impl Kind {
             ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
                 Self::PeerAuthentication
             }
+            ("security.istio.io/v1" | "security.istio.io/v1beta1", "RequestAuthentication") => {
+                Self::IstioRequestAuthentication
+            }
             _ => return None,
         })
     }
@@ -93,6 +97,9 @@ impl fmt::Display for Kind {
             // As kubectl tells kinds of one name apart.
             Self::IstioAuthorizationPolicy => f.write_str("AuthorizationPolicy.security.istio.io"),
             Self::PeerAuthentication => f.write_str("PeerAuthentication.security.istio.io"),
+            Self::IstioRequestAuthentication => {
+                f.write_str("RequestAuthentication.security.istio.io")
+            }
             Self::HttpRoute => f.write_str("HTTPRoute"),
             Self::GrpcRoute => f.write_str("GRPCRoute"),
             Self::TlsRoute => f.write_str("TLSRoute"),
@@ -128,6 +135,7 @@ pub enum Object {
     RequestAuthentication(Arc<RequestAuthentication>),
     IstioAuthorizationPolicy(Arc<istio::AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
+    IstioRequestAuthentication(Arc<istio::RequestAuthentication>),
 }
 
 impl Object {
@@ -154,6 +162,7 @@ impl Object {
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::IstioAuthorizationPolicy(_) => Kind::IstioAuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::IstioRequestAuthentication(_) => Kind::IstioRequestAuthentication,
         }
     }
 
@@ -180,6 +189,7 @@ impl Object {
             Self::RequestAuthentication(object) => serde_json::to_value(&**object),
             Self::IstioAuthorizationPolicy(object) => serde_json::to_value(&**object),
             Self::PeerAuthentication(object) => serde_json::to_value(&**object),
+            Self::IstioRequestAuthentication(object) => serde_json::to_value(&**object),
         };
         value.expect("objects have text for keys, and serialize")
     }

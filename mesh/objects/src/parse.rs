@@ -252,6 +252,11 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
             check(policy.validate())?;
             Object::PeerAuthentication(Arc::new(policy))
         }
+        Kind::IstioRequestAuthentication => {
+            let policy: istio::RequestAuthentication = typed(value)?;
+            check(policy.validate())?;
+            Object::IstioRequestAuthentication(Arc::new(policy))
+        }
     })
 }
 

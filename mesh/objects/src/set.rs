@@ -65,6 +65,8 @@ pub struct ObjectSet {
     pub istio_authorization_policies: Objects<istio::AuthorizationPolicy>,
     /// Istio's TLS modes.
     pub peer_authentications: Objects<istio::PeerAuthentication>,
+    /// Istio's rules on tokens.
+    pub istio_request_authentications: Objects<istio::RequestAuthentication>,
 }
 
 impl ObjectSet {
@@ -118,6 +120,9 @@ impl ObjectSet {
             Object::PeerAuthentication(object) => {
                 drop(self.peer_authentications.insert(key, object));
             }
+            Object::IstioRequestAuthentication(object) => {
+                drop(self.istio_request_authentications.insert(key, object));
+            }
         }
     }
 
@@ -146,6 +151,9 @@ impl ObjectSet {
                 self.istio_authorization_policies.remove(key).is_some()
             }
             Kind::PeerAuthentication => self.peer_authentications.remove(key).is_some(),
+            Kind::IstioRequestAuthentication => {
+                self.istio_request_authentications.remove(key).is_some()
+            }
         }
     }
 
@@ -172,6 +180,9 @@ impl ObjectSet {
             Kind::RequestAuthentication => self.request_authentications.contains_key(key),
             Kind::IstioAuthorizationPolicy => self.istio_authorization_policies.contains_key(key),
             Kind::PeerAuthentication => self.peer_authentications.contains_key(key),
+            Kind::IstioRequestAuthentication => {
+                self.istio_request_authentications.contains_key(key)
+            }
         }
     }
 
@@ -205,6 +216,9 @@ impl ObjectSet {
                 same(&self.istio_authorization_policies, key, object)
             }
             Object::PeerAuthentication(object) => same(&self.peer_authentications, key, object),
+            Object::IstioRequestAuthentication(object) => {
+                same(&self.istio_request_authentications, key, object)
+            }
         }
     }
 
@@ -231,6 +245,7 @@ impl ObjectSet {
             Kind::RequestAuthentication => Box::new(self.request_authentications.keys()),
             Kind::IstioAuthorizationPolicy => Box::new(self.istio_authorization_policies.keys()),
             Kind::PeerAuthentication => Box::new(self.peer_authentications.keys()),
+            Kind::IstioRequestAuthentication => Box::new(self.istio_request_authentications.keys()),
         }
     }
 
@@ -275,6 +290,10 @@ impl ObjectSet {
             &older.istio_authorization_policies,
         );
         share(&mut self.peer_authentications, &older.peer_authentications);
+        share(
+            &mut self.istio_request_authentications,
+            &older.istio_request_authentications,
+        );
     }
 }
 

@@ -68,7 +68,14 @@ fn tap(bed: &Bed, more: &[&str]) -> Result<Running> {
     let pod = pod.context("there is no waypoint")?;
     let program = peer_program().with_file_name("seine");
     let program = program.display().to_string();
-    let mut words = vec![&*program, "tap", "--address", "127.0.0.1:15000", "-o", "json"];
+    let mut words = vec![
+        &*program,
+        "tap",
+        "--address",
+        "127.0.0.1:15000",
+        "-o",
+        "json",
+    ];
     words.extend(more);
     let mut command = bed.lab().exec_command("mesh", &pod.name, &words);
     Running::start(&mut command, format!("tap {more:?}"))
@@ -95,7 +102,10 @@ fn who_watches_sees_the_requests_that_the_filter_is_about_and_no_secret_of_them(
             while first.is_none() || denied.is_none() {
                 let shown: Value = watching.report()?;
                 ensure!(!shown.to_string().contains("secret"), "{shown}");
-                ensure!(shown["caller"] == "spiffe://cluster.local/ns/mesh/sa/client", "{shown}");
+                ensure!(
+                    shown["caller"] == "spiffe://cluster.local/ns/mesh/sa/client",
+                    "{shown}"
+                );
                 match shown["path"].as_str() {
                     Some("/shown") => first = Some(shown),
                     Some("/shown/admin") => denied = Some(shown),
@@ -110,10 +120,14 @@ fn who_watches_sees_the_requests_that_the_filter_is_about_and_no_secret_of_them(
         first.zip(denied).context("both were seen")
     })?;
     ensure!(
-        (&first["status"], &first["method"], &first["host"]) == (&json!(200), &json!("GET"), &json!("web")),
+        (&first["status"], &first["method"], &first["host"])
+            == (&json!(200), &json!("GET"), &json!("web")),
         "{first}"
     );
-    ensure!(first["endpoint"].is_string() && first["waypoint"].is_string(), "{first}");
+    ensure!(
+        first["endpoint"].is_string() && first["waypoint"].is_string(),
+        "{first}"
+    );
     ensure!(
         (&denied["status"], &denied["flags"], &denied["policy"])
             == (&json!(403), &json!("DENY"), &json!("mesh/no-admin_at_web")),

@@ -1,4 +1,5 @@
-//! Istio's policies, for who comes from there: `AuthorizationPolicy` and `PeerAuthentication` of `security.istio.io`.
+//! Istio's policies, for who comes from there: `AuthorizationPolicy`, `PeerAuthentication` and `RequestAuthentication` of
+//! `security.istio.io`.
 //!
 //! Types and validation; what of them is enforced, and how, is said in `docs/ISTIO.md` and done by the control plane's
 //! translation. Istio owns the CRDs, so there are no schemas here. As in our own policies an unknown field is an
@@ -6,6 +7,7 @@
 
 mod authorization;
 mod peer_authentication;
+mod request_authentication;
 mod stand_in;
 
 use std::collections::BTreeMap;
@@ -18,11 +20,16 @@ pub use authorization::{
     Rule, Source, TargetRef, To, blocks, ports,
 };
 pub use peer_authentication::{MutualTls, PeerAuthentication, PeerAuthenticationSpec, TlsMode};
-pub(crate) use stand_in::{authorization_stand_in, peer_authentication_stand_in};
+pub use request_authentication::{
+    OutputClaim, RequestAuthentication, RequestAuthenticationSpec, Rule as JwtRule,
+};
+pub(crate) use stand_in::{
+    authorization_stand_in, peer_authentication_stand_in, request_authentication_stand_in,
+};
 
 use crate::policy::{Errors, Selector};
 
-/// API group of both.
+/// API group of all.
 pub const GROUP: &str = "security.istio.io";
 /// The version that is watched; files may have `v1beta1`, which is the same.
 pub const VERSION: &str = "v1";

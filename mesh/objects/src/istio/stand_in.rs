@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, MutualTls, PeerAuthentication,
-    PeerAuthenticationSpec, Rule, TargetRef, TlsMode, WorkloadSelector,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, JwtRule, MutualTls, PeerAuthentication,
+    PeerAuthenticationSpec, RequestAuthentication, RequestAuthenticationSpec, Rule, TargetRef,
+    TlsMode, WorkloadSelector,
 };
 use crate::{Object, policy::Errors};
 
@@ -53,6 +54,26 @@ pub(crate) fn peer_authentication_stand_in(value: &Value) -> Option<Object> {
         ..Default::default()
     };
     Some(Object::PeerAuthentication(Arc::new(strict)))
+}
+
+/// Accepts no request to what it is attached to; where that can't be read, it has neither targets nor a selector.
+pub(crate) fn request_authentication_stand_in(value: &Value) -> Option<Object> {
+    let spec = &value["spec"];
+    let attached = !spec["targetRef"].is_null() || !spec["targetRefs"].is_null();
+    let one: Option<TargetRef> = read(&spec["targetRef"]);
+    let many: Option<Vec<TargetRef>> = read(&spec["targetRefs"]);
+    let nobody = RequestAuthentication {
+        metadata: read(&value["metadata"])?,
+        spec: RequestAuthenticationSpec {
+            selector: (!attached).then(|| selector(spec).unwrap_or_default()),
+            target_ref: one,
+            target_refs: many.unwrap_or_default(),
+            // No valid one is without an issuer.
+            jwt_rules: vec![JwtRule::default()],
+        },
+        ..Default::default()
+    };
+    Some(Object::IstioRequestAuthentication(Arc::new(nobody)))
 }
 
 /// One that is valid; another may have selected anything.

@@ -153,7 +153,7 @@ impl RequestAuthentication {
 }
 
 impl JwtRule {
-    fn validate(&self, path: &str, errors: &mut Errors) {
+    pub(crate) fn validate(&self, path: &str, errors: &mut Errors) {
         text(&self.issuer, || format!("{path}.issuer"), errors);
         for (index, audience) in self.audiences.iter().enumerate() {
             text(audience, || format!("{path}.audiences[{index}]"), errors);

@@ -21,6 +21,7 @@ pub(crate) fn stand_in(kind: Kind, value: &Value) -> Option<Object> {
     match kind {
         Kind::IstioAuthorizationPolicy => return istio::authorization_stand_in(value),
         Kind::PeerAuthentication => return istio::peer_authentication_stand_in(value),
+        Kind::IstioRequestAuthentication => return istio::request_authentication_stand_in(value),
         _ => {}
     }
     let metadata: ObjectMeta = read(&value["metadata"])?;
