@@ -14,8 +14,10 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use crate::grpc::GrpcStatus;
 use crate::trace::Attempt;
 use crate::traffic_policy::Outlier;
+use crate::upload::{Clock, Upload};
 
 /// After this long a slow answer weighs a third.
 const DECAY: Duration = Duration::from_secs(10);
@@ -51,7 +53,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     load: Arc<Load>,
-    began: Instant,
+    clock: Clock,
     /// Its span, where traces are exported.
     span: Option<Attempt>,
     /// Its place among those that may be.
@@ -63,15 +65,15 @@ impl Loads {
     pub(crate) fn begin(
         &self,
         endpoint: SocketAddr,
+        upload: &Upload,
         slot: Option<OwnedSemaphorePermit>,
     ) -> InFlight {
         let load = self.load(endpoint);
         load.under_way.fetch_add(1, Ordering::Relaxed);
-        let began = Instant::now();
-        load.state.lock().used = began;
+        load.state.lock().used = Instant::now();
         InFlight {
             load,
-            began,
+            clock: Clock::start(upload),
             span: None,
             slot,
         }
@@ -139,7 +141,7 @@ impl Loads {
             true => self.failed(endpoint, outlier, endpoints),
             false => request.load.state.lock().succeed(),
         }
-        request.load.state.lock().took(request.began.elapsed());
+        request.load.state.lock().took(request.clock.of_backend());
     }
 
     /// Forgets those that are gone.
@@ -217,9 +219,21 @@ impl State {
 }
 
 impl InFlight {
+    /// See [`Clock::was_client_slow`].
+    pub(crate) fn was_client_slow(&self) -> bool {
+        self.clock.was_client_slow()
+    }
+
     /// Has its span end with it.
     pub(crate) fn keep(&mut self, span: Attempt) {
         self.span = Some(span);
+    }
+
+    /// What the trailers of the answer say of a call of gRPC.
+    pub(crate) fn said(&self, status: GrpcStatus) {
+        if let Some(span) = &self.span {
+            span.said(status);
+        }
     }
 
     /// Its place, for another attempt.
@@ -246,7 +260,7 @@ mod tests {
     const B: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2);
 
     async fn answer(loads: &Loads, endpoint: SocketAddr, millis: u64) {
-        let request = loads.begin(endpoint, None);
+        let request = loads.begin(endpoint, &Upload::default(), None);
         tokio::time::advance(Duration::from_millis(millis)).await;
         let outlier = Outlier::default();
         loads.answered(endpoint, &request, StatusCode::OK, &outlier, || 2);
@@ -262,7 +276,9 @@ mod tests {
         // A fast answer after it doesn't hide the slow one, time does.
         answer(&loads, B, 10).await;
         assert!(loads.cost(A) < loads.cost(B));
-        let busy: Vec<_> = (0..20).map(|_| loads.begin(A, None)).collect();
+        let busy: Vec<_> = (0..20)
+            .map(|_| loads.begin(A, &Upload::default(), None))
+            .collect();
         assert!(loads.cost(A) > loads.cost(B));
         drop(busy);
         assert!(loads.cost(A) < loads.cost(B));
@@ -299,7 +315,7 @@ mod tests {
             ..Outlier::default()
         };
         let fail = |endpoint, endpoints| {
-            let request = loads.begin(endpoint, None);
+            let request = loads.begin(endpoint, &Upload::default(), None);
             let status = StatusCode::SERVICE_UNAVAILABLE;
             loads.answered(endpoint, &request, status, &outlier, || endpoints);
         };

@@ -4,15 +4,16 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+
+use crate::upload::{ClientBody, Upload};
 
 /// How much of a body is remembered. A request with a longer one is sent once.
 const MAX_REPLAY: usize = 64 << 10;
@@ -23,7 +24,7 @@ const MIRROR_FRAMES: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Outgoing {
     /// As it comes from the client.
-    Plain(Incoming, Upload),
+    Plain(ClientBody),
     /// One reading of a body that may be read again, or that is copied.
     Shared(Reading),
     /// A mirror's.
@@ -32,40 +33,12 @@ pub(crate) enum Outgoing {
     Own(Full<Bytes>),
 }
 
-/// How far the client is with its body: what of it is not the backend's fault.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Upload(Arc<Flags>);
-
-#[derive(Debug, Default)]
-struct Flags {
-    broken: AtomicBool,
-    awaited: AtomicBool,
-}
-
-impl Upload {
-    /// It broke off, or is malformed.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.0.broken.load(Ordering::Acquire)
-    }
-
-    /// The backend would take more of it, and the client has not sent it yet.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.0.awaited.load(Ordering::Acquire)
-    }
-
-    fn polled<T, E>(&self, polled: &Poll<Option<Result<T, E>>>) {
-        let flags = &self.0;
-        flags.awaited.store(polled.is_pending(), Ordering::Release);
-        if matches!(polled, Poll::Ready(Some(Err(_)))) {
-            flags.broken.store(true, Ordering::Release);
-        }
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("{0}")]
     Client(#[from] hyper::Error),
+    #[error("the client sends nothing more")]
+    Silent,
     #[error("the attempt was given up")]
     GivenUp,
     #[error("the copy fell behind, or the request broke off")]
@@ -84,14 +57,13 @@ pub(crate) struct Source(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    incoming: Incoming,
+    client: ClientBody,
     hint: SizeHint,
     /// What was read so far; `None`: more than is remembered.
     read: Option<Vec<Part>>,
     bytes: usize,
     /// The client's body is at its end.
     ended: bool,
-    upload: Upload,
     /// Which reading is in force; earlier ones get nothing any more.
     reading: u64,
     copies: Vec<mpsc::Sender<Option<Part>>>,
@@ -116,16 +88,15 @@ pub(crate) struct Copy {
 
 impl Source {
     /// A body that is remembered for other attempts if `again`.
-    pub(crate) fn new(incoming: Incoming, again: bool) -> Self {
-        let hint = incoming.size_hint();
+    pub(crate) fn new(client: ClientBody, again: bool) -> Self {
+        let hint = client.size_hint();
         let too_long = hint.lower() > MAX_REPLAY as u64;
         Self(Arc::new(Mutex::new(State {
-            ended: incoming.is_end_stream(),
-            incoming,
+            ended: client.is_end_stream(),
+            client,
             hint,
             read: (again && !too_long).then(Vec::new),
             bytes: 0,
-            upload: Upload::default(),
             reading: 0,
             copies: Vec::new(),
         })))
@@ -135,7 +106,7 @@ impl Source {
     pub(crate) fn again(&self) -> Option<Outgoing> {
         let mut state = self.0.lock();
         let first = state.reading == 0;
-        if state.upload.is_broken() || (state.read.is_none() && !first) {
+        if state.client.upload().is_broken() || (state.read.is_none() && !first) {
             return None;
         }
         state.reading += 1;
@@ -168,16 +139,14 @@ impl State {
         if self.ended {
             return Poll::Ready(None);
         }
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        self.upload.polled(&polled);
-        let part = match ready!(polled) {
+        let part = match ready!(self.client.poll(cx)) {
             None => {
                 self.end();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
                 self.copies.clear();
-                return Poll::Ready(Some(Err(error.into())));
+                return Poll::Ready(Some(Err(error)));
             }
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => Part::Data(data),
@@ -191,7 +160,7 @@ impl State {
         self.remember(&part);
         self.copies
             .retain(|copy| copy.try_send(Some(part.clone())).is_ok());
-        if self.incoming.is_end_stream() {
+        if self.client.is_end_stream() {
             self.end();
         }
         Poll::Ready(Some(Ok(part)))
@@ -230,8 +199,8 @@ impl Outgoing {
     /// What is known of the client's part of it, also after it was sent.
     pub(crate) fn upload(&self) -> Upload {
         match self {
-            Self::Plain(_, upload) => upload.clone(),
-            Self::Shared(reading) => reading.source.0.lock().upload.clone(),
+            Self::Plain(client) => client.upload(),
+            Self::Shared(reading) => reading.source.0.lock().client.upload(),
             Self::Copy(_) | Self::Own(_) => Upload::default(),
         }
     }
@@ -246,11 +215,7 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Plain(incoming, upload) => {
-                let polled = Pin::new(incoming).poll_frame(cx);
-                upload.polled(&polled);
-                polled.map_err(BodyError::Client)
-            }
+            Self::Plain(client) => client.poll(cx),
             Self::Shared(reading) => {
                 let mut state = reading.source.0.lock();
                 if state.reading != reading.number {
@@ -284,7 +249,7 @@ impl Body for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Plain(incoming, _) => incoming.is_end_stream(),
+            Self::Plain(client) => client.is_end_stream(),
             Self::Shared(reading) => reading.again.is_empty() && reading.source.0.lock().ended,
             Self::Copy(copy) => copy.ended,
             Self::Own(body) => body.is_end_stream(),
@@ -294,7 +259,7 @@ impl Body for Outgoing {
     /// Looked at before anything is read.
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Plain(incoming, _) => incoming.size_hint(),
+            Self::Plain(client) => client.size_hint(),
             Self::Shared(reading) => reading.source.0.lock().hint,
             Self::Copy(copy) => copy.hint,
             Self::Own(body) => body.size_hint(),
@@ -305,11 +270,5 @@ impl Body for Outgoing {
 impl From<Bytes> for Outgoing {
     fn from(body: Bytes) -> Self {
         Self::Own(Full::new(body))
-    }
-}
-
-impl From<Incoming> for Outgoing {
-    fn from(incoming: Incoming) -> Self {
-        Self::Plain(incoming, Upload::default())
     }
 }

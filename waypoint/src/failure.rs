@@ -8,6 +8,7 @@ use http::StatusCode;
 use seine_hbone::{Fault, OpenError};
 use seine_policy::Reason;
 
+use crate::grpc::GrpcStatus;
 use crate::head::BadHead;
 use crate::token::TokenError;
 use crate::traffic_policy::Breaker;
@@ -21,6 +22,9 @@ pub enum Failure {
     /// The client's body.
     #[error("the request's body broke off, or is malformed")]
     Body,
+    /// In this time the client has not sent its body, and the backend waits for it.
+    #[error("the client's body has not come within {0:?}")]
+    SlowBody(Duration),
     /// A token that is not valid.
     #[error("{0}")]
     Token(#[from] TokenError),
@@ -96,6 +100,14 @@ pub enum Failure {
     /// The backend's answer is not HTTP, or it broke off.
     #[error("the backend did not answer: {0}")]
     Upstream(hyper::Error),
+    /// The backend's answer began and did not end.
+    #[error("the backend's answer broke off: {reason}")]
+    Broken {
+        /// What HTTP says of it.
+        reason: String,
+        /// What that is to a client of gRPC.
+        grpc: GrpcStatus,
+    },
     /// The backend's answer makes no sense.
     #[error("the backend answered {0}")]
     Answer(&'static str),
@@ -104,24 +116,12 @@ pub enum Failure {
     Timeout(Duration),
 }
 
-/// Of the codes of gRPC those that a waypoint says by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each is gRPC's of that name")]
-pub enum GrpcStatus {
-    DeadlineExceeded = 4,
-    PermissionDenied = 7,
-    ResourceExhausted = 8,
-    Unimplemented = 12,
-    Internal = 13,
-    Unavailable = 14,
-    Unauthenticated = 16,
-}
-
 impl Failure {
     /// What the client is told.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) | Self::Body => StatusCode::BAD_REQUEST,
+            Self::SlowBody(_) => StatusCode::REQUEST_TIMEOUT,
             // RFC 6750, section 3.1.
             Self::Token(TokenError::Several) => StatusCode::BAD_REQUEST,
             Self::Token(_) => StatusCode::UNAUTHORIZED,
@@ -137,7 +137,7 @@ impl Failure {
             | Self::Connect { .. }
             | Self::Tunnel(_)
             | Self::NoCertificate { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Upstream(_) | Self::Answer(_) => StatusCode::BAD_GATEWAY,
+            Self::Upstream(_) | Self::Broken { .. } | Self::Answer(_) => StatusCode::BAD_GATEWAY,
             Self::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -146,11 +146,14 @@ impl Failure {
     pub fn grpc_status(&self) -> GrpcStatus {
         match self {
             Self::BadRequest(_) | Self::Body => GrpcStatus::Internal,
+            Self::SlowBody(_) => GrpcStatus::Cancelled,
             Self::Token(_) => GrpcStatus::Unauthenticated,
             Self::Denied(_) | Self::Refused { .. } => GrpcStatus::PermissionDenied,
             Self::Limited(_) => GrpcStatus::ResourceExhausted,
             Self::NoRoute => GrpcStatus::Unimplemented,
             Self::Timeout(_) => GrpcStatus::DeadlineExceeded,
+            Self::Upstream(error) => GrpcStatus::of_break(error),
+            Self::Broken { grpc, .. } => *grpc,
             _ => GrpcStatus::Unavailable,
         }
     }
@@ -171,6 +174,7 @@ impl Failure {
     pub fn flag(&self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::Body => "BAD_REQUEST",
+            Self::SlowBody(_) => "SLOW_CLIENT",
             Self::Token(_) => "TOKEN",
             Self::Denied(_) | Self::Refused { .. } => "DENY",
             Self::External { .. } => "EXTERNAL",
@@ -183,7 +187,7 @@ impl Failure {
             Self::Unavailable(_) => "NO_ENDPOINT",
             Self::Connect { .. } | Self::Tunnel(_) => "CONNECT",
             Self::NoCertificate { .. } => "IDENTITY",
-            Self::Upstream(_) | Self::Answer(_) => "UPSTREAM",
+            Self::Upstream(_) | Self::Broken { .. } | Self::Answer(_) => "UPSTREAM",
             Self::Timeout(_) => "TIMEOUT",
         }
     }
@@ -193,6 +197,7 @@ impl Failure {
         match self {
             Self::BadRequest(_)
             | Self::Body
+            | Self::SlowBody(_)
             | Self::Token(_)
             | Self::Denied(_)
             | Self::Refused { .. }
@@ -207,6 +212,7 @@ impl Failure {
             | Self::Connect { .. }
             | Self::Tunnel(_)
             | Self::Upstream(_)
+            | Self::Broken { .. }
             | Self::Answer(_)
             | Self::Timeout(_) => Fault::Upstream,
         }

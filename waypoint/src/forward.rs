@@ -21,6 +21,7 @@ use crate::rule::{Backend, Mirror, Rule};
 use crate::shared::Shared;
 use crate::telemetry::Entry;
 use crate::upgrade;
+use crate::upload::{ClientBody, Clock};
 
 /// A service and its port.
 pub(crate) struct Call {
@@ -92,8 +93,10 @@ pub(crate) async fn forward(
         .filter(|mirror| upgrade.is_none() && mirror::drawn(mirror))
         .collect();
     let retry = rule.and_then(|rule| rule.retry.as_ref());
+    let body = ClientBody::new(body, grpc);
+    let clock = Clock::start(&body.upload());
     let mut body = match retry.is_some() || !mirrors.is_empty() {
-        false => Attempts::One(body.into()),
+        false => Attempts::One(Outgoing::Plain(body)),
         true => Attempts::Many(Source::new(body, retry.is_some())),
     };
     for mirror in mirrors {
@@ -120,7 +123,7 @@ pub(crate) async fn forward(
     };
     let sent = attempts(shared, &to, rule, &parts, &mut body, entry);
     let limit = rule.and_then(|rule| rule.request_timeout);
-    let (mut response, load) = within(limit, sent).await?;
+    let (mut response, load) = within(limit, &clock, sent).await?;
     let load = Arc::new(load);
     let switched = upgrade::join(shared, upgrade, &mut response, Some(load.clone()))?;
     entry.load = Some(load);
@@ -170,14 +173,14 @@ async fn attempts(
     let mut reading = body.next().expect("the first one is there");
     let mut avoid = Vec::new();
     loop {
-        let upload = reading.upload();
+        let clock = Clock::start(&reading.upload());
         let request = Request::from_parts(parts.clone(), reading);
         let seen = &mut entry.endpoint;
         let sent = shared.upstreams.send(shared, to, request, &avoid, seen);
-        let result = within(limit, sent).await;
-        // A client that is slow with its body doesn't decide which backends are held to be failing.
+        let result = within(limit, &clock, sent).await;
+        let is_clients = clock.was_client_slow();
         if let (Err(Failure::Timeout(_)), Some(endpoint), false) =
-            (&result, &entry.endpoint, upload.is_awaited())
+            (&result, &entry.endpoint, is_clients)
         {
             let outlier = backend.rules().policy.outlier;
             let loads = &backend.loads;
@@ -185,6 +188,8 @@ async fn attempts(
         }
         let ended = result.as_ref().map(|(response, _)| response.status());
         let retry = retry.filter(|retry| entry.retries < retry.attempts && retry.wants(ended));
+        // Another backend would have to wait for it, too, and others would have to do without the retry.
+        let retry = retry.filter(|_| result.is_ok() || !is_clients);
         let budget = || backend.budget.retry(&backend.rules().policy.budget);
         let Some(retry) = retry.filter(|_| budget()) else {
             return result;
@@ -203,12 +208,13 @@ async fn attempts(
 
 async fn within<T>(
     limit: Option<Duration>,
+    clock: &Clock,
     future: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     match limit {
         None => future.await,
         Some(limit) => timeout(limit, future)
             .await
-            .unwrap_or(Err(Failure::Timeout(limit))),
+            .unwrap_or_else(|_| Err(clock.late(limit))),
     }
 }

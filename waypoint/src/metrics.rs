@@ -3,6 +3,8 @@
 //! Labels name services, workloads, rules and identities of the mesh, and of what clients choose only the methods that are
 //! known. The number of label sets has a bound all the same: beyond it they are counted together as `other`.
 
+mod calls;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use seine_workload::{Store, Workload};
 
 use crate::config::MetricNames;
 use crate::ingress::Door;
+use crate::metrics::calls::Calls;
 use crate::telemetry::{Entry, known_method};
 use crate::trace::protocol;
 
@@ -42,6 +45,7 @@ type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 pub(crate) struct Metrics {
     names: MetricNames,
     duration: Histograms,
+    calls: Calls,
     istio_requests: Family<Labels, Counter>,
     istio_duration: Histograms,
     refused: Family<[(&'static str, &'static str); 1], Counter>,
@@ -53,6 +57,7 @@ impl Metrics {
         let metrics = Self {
             names,
             duration: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            calls: Calls::default(),
             istio_requests: Family::default(),
             istio_duration: Family::new_with_constructor(|| Histogram::new(MILLISECONDS)),
             refused: Family::default(),
@@ -64,6 +69,12 @@ impl Metrics {
                 "From the head of a request to the end of its answer",
                 Unit::Seconds,
                 metrics.duration.clone(),
+            );
+            registry.register_with_unit(
+                "rpc_server_call_duration",
+                "From the head of a call of gRPC to the end of its answer",
+                Unit::Seconds,
+                metrics.calls.duration.clone(),
             );
         }
         if names != MetricNames::Seine {
@@ -98,6 +109,11 @@ impl Metrics {
             let labels = self.bounded(own_labels(entry, flag));
             let duration = self.duration.get_or_create(&labels);
             duration.observe(took.as_secs_f64());
+            if let Some(status) = entry.grpc_status() {
+                let labels = self.bounded(self.calls.labels(entry, status));
+                let duration = self.calls.duration.get_or_create(&labels);
+                duration.observe(took.as_secs_f64());
+            }
         }
         if self.names != MetricNames::Seine {
             let labels = self.bounded(dashboard_labels(store, entry, flag));
@@ -167,8 +183,8 @@ fn dashboard_labels(store: &Store, entry: &Entry, flag: &'static str) -> Labels 
         identity.map_or(UNKNOWN, |identity| identity.to_string().into())
     };
     let of_destination = destination.as_deref().map(|workload| &workload.identity);
-    let grpc = entry.failure.as_ref().filter(|_| entry.grpc);
-    let grpc = grpc.map(|failure| (failure.grpc_status() as u16).to_string());
+    let grpc = entry.grpc_status();
+    let grpc = grpc.map(|status| (status as u16).to_string());
     let security = match bound.first.identity {
         Some(_) => "mutual_tls",
         None => "none",

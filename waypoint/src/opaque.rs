@@ -14,6 +14,7 @@ use crate::judge::judge;
 use crate::limit;
 use crate::shared::Shared;
 use crate::telemetry::Entry;
+use crate::upload::Upload;
 use crate::upstream;
 
 /// Carries it, if policy allows it and there is an endpoint.
@@ -55,7 +56,10 @@ async fn open(shared: &Shared, bound: &Bound, entry: &mut Entry) -> Result<Io, F
     };
     let slot = wanted.backend.slot().await?;
     let endpoint = endpoint::choose(shared, &wanted, &[])?;
-    let load = wanted.backend.loads.begin(endpoint.address, slot);
+    let load = wanted
+        .backend
+        .loads
+        .begin(endpoint.address, &Upload::default(), slot);
     entry.load = Some(Arc::new(load));
     entry.endpoint = Some(endpoint.clone());
     let generation = upstream::generation(shared).await?;

@@ -6,10 +6,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use http_body_util::{Either, Full};
 
 use crate::failure::Failure;
+use crate::grpc::GRPC_STATUS;
 use crate::request::Body;
 use crate::token::TokenError;
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Whether a request is one of gRPC. `application/grpc-web` is another protocol.
@@ -30,7 +30,7 @@ pub(crate) fn refusal(failure: &Failure, grpc: bool) -> Response<Body> {
         let headers = response.headers_mut();
         let kind = HeaderValue::from_static("application/grpc");
         headers.insert(CONTENT_TYPE, kind);
-        headers.insert(GRPC_STATUS, (failure.grpc_status() as u16).into());
+        headers.insert(GRPC_STATUS, failure.grpc_status().into());
         if let Ok(text) = HeaderValue::from_str(&text) {
             headers.insert(GRPC_MESSAGE, text);
         }

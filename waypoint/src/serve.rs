@@ -10,7 +10,7 @@ use http::StatusCode;
 use hyper::Request;
 use hyper::body::Incoming as Body;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use seine_hbone::{DrainSignal, Incoming, Io, accept};
 use seine_telemetry::{Lines, limited};
@@ -23,7 +23,9 @@ use tracing::debug;
 
 use crate::bind::{self, Bound, unmapped};
 use crate::linger::Lingering;
+use crate::patience::Patient;
 use crate::shared::Shared;
+use crate::unread::Streams;
 use crate::{opaque, request};
 
 /// Of what strangers cause.
@@ -155,7 +157,7 @@ pub(crate) async fn http<S>(
         let answer = request::answer(shared.clone(), bound, request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -171,8 +173,8 @@ pub(crate) async fn http<S>(
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_header_list_size(MAX_HEAD as u32);
-    let mut connection =
-        std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let stream = TokioIo::new(Patient::new(stream, HEAD_TIMEOUT));
+    let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(stream, service));
     let served = tokio::select! {
         served = connection.as_mut() => served,
         _ = drain.begun() => {

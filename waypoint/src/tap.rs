@@ -213,6 +213,7 @@ fn show(entry: &Entry, flag: &str, took: Duration) -> Value {
         "path": text(&entry.path),
         "protocol": entry.method.as_ref().map(|_| format!("{:?}", entry.version)),
         "status": entry.status.map(|status| status.as_u16()),
+        "grpcStatus": entry.grpc_status().map(|status| status as u16),
         "route": entry.rule,
         "backend": entry.backend,
         "endpoint": entry.endpoint.as_ref().map(|endpoint| endpoint.address.to_string()),
@@ -221,7 +222,7 @@ fn show(entry: &Entry, flag: &str, took: Duration) -> Value {
         "bytes": entry.bytes,
         "durationMillis": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         "flags": Some(flag).filter(|flag| *flag != "-"),
-        "fault": entry.failure.as_ref().map(|failure| fault_name(failure.fault())),
+        "fault": entry.fault().map(fault_name),
         "error": entry.failure.as_ref().map(ToString::to_string),
     });
     match all {

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use prometheus_client::registry::Registry;
+use seine_hbone::Fault;
 use seine_policy::Decision;
 use seine_workload::Store;
 use tonic::transport::Endpoint as Collector;
@@ -21,10 +22,12 @@ use crate::bind::Bound;
 use crate::config::{Config, MetricNames};
 use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
+use crate::grpc::GrpcStatus;
 use crate::metrics::Metrics;
 use crate::request::Body;
 use crate::tap::Tap;
 use crate::trace;
+use crate::unread::body_gave;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -47,6 +50,8 @@ pub(crate) struct Entry {
     pub(crate) bytes: u64,
     /// It is a request of gRPC.
     pub(crate) grpc: bool,
+    /// What its answer has said of it as one.
+    pub(crate) grpc_said: Option<GrpcStatus>,
     /// How often it was sent again.
     pub(crate) retries: u32,
     /// Held until the answer has been sent.
@@ -75,6 +80,7 @@ impl Entry {
             failure: None,
             bytes: 0,
             grpc: false,
+            grpc_said: None,
             retries: 0,
             load: None,
             span: Span::none(),
@@ -89,6 +95,35 @@ impl Entry {
             version: request.version(),
             complete: false,
             ..Self::of_connection(bound)
+        }
+    }
+
+    /// The trailers of its answer are there.
+    fn ended(&mut self, trailers: &HeaderMap) {
+        self.complete = true;
+        if self.grpc {
+            let said = GrpcStatus::said(trailers);
+            self.grpc_said = said.or(self.grpc_said);
+        }
+    }
+
+    /// How a call of gRPC ended, as its client sees it.
+    pub(crate) fn grpc_status(&self) -> Option<GrpcStatus> {
+        let ended = || match (&self.failure, self.grpc_said, self.complete) {
+            (Some(failure), ..) => failure.grpc_status(),
+            (None, Some(said), _) => said,
+            (None, None, true) => GrpcStatus::of_http(self.status.unwrap_or_default()),
+            // The client has left.
+            (None, None, false) => GrpcStatus::Cancelled,
+        };
+        self.grpc.then(ended)
+    }
+
+    /// Whose fault it was, if something went wrong: an answer that nobody waited for was given up by its client.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        match &self.failure {
+            Some(failure) => Some(failure.fault()),
+            None => (!self.complete).then_some(Fault::Downstream),
         }
     }
 }
@@ -152,7 +187,10 @@ impl Telemetry {
     }
 
     /// Has the request logged when its answer has been sent.
-    pub(crate) fn log(&self, response: Response<Body>, entry: Entry) -> Response<LoggedBody> {
+    pub(crate) fn log(&self, response: Response<Body>, mut entry: Entry) -> Response<LoggedBody> {
+        if entry.grpc {
+            entry.grpc_said = GrpcStatus::said(response.headers());
+        }
         response.map(|body| LoggedBody {
             body,
             telemetry: self.clone(),
@@ -212,8 +250,8 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
     if let Some(status) = entry.status {
         pair("status", &status.as_u16());
     }
-    if let (Some(failure), true) = (&entry.failure, entry.grpc) {
-        pair("grpc_status", &(failure.grpc_status() as u16));
+    if let Some(status) = entry.grpc_status() {
+        pair("grpc_status", &(status as u16));
     }
     if let Some(principal) = &entry.principal {
         pair("principal", principal);
@@ -241,8 +279,10 @@ fn line(entry: &Entry, flag: &str, took: Duration) -> String {
     pair("bytes", &entry.bytes);
     pair("duration_ms", &took.as_millis());
     pair("response_flags", &flag);
+    if let Some(fault) = entry.fault() {
+        pair("fault", &fault_name(fault));
+    }
     if let Some(failure) = &entry.failure {
-        pair("fault", &fault_name(failure.fault()));
         pair("error", failure);
     }
     line
@@ -283,14 +323,26 @@ impl hyper::body::Body for LoggedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let mut gave = 0;
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                let data = frame.data_ref().map_or(0, Bytes::len);
-                this.entry.bytes += data as u64;
+                gave = frame.data_ref().map_or(0, Bytes::len);
+                this.entry.bytes += gave as u64;
+                if let Some(trailers) = frame.trailers_ref() {
+                    this.entry.ended(trailers);
+                }
+            }
+            // A body of ours doesn't break off.
+            Poll::Ready(Some(Err(error))) => {
+                this.entry.failure = Some(Failure::Broken {
+                    reason: error.to_string(),
+                    grpc: GrpcStatus::of_break(&**error),
+                });
             }
             Poll::Ready(None) => this.entry.complete = true,
-            _ => {}
+            Poll::Pending => {}
         }
+        body_gave(gave);
         // One whose end is known from its length may not be polled again.
         this.entry.complete |= this.body.is_end_stream();
         polled

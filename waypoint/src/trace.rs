@@ -2,7 +2,7 @@
 //! end of its answer, and within that one of the client for each attempt. Neither is entered, so that no other line of the
 //! log carries their fields. Without an OTLP endpoint there are none.
 
-use http::{Request, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use seine_telemetry::propagation;
 use tracing::field::{Empty, display};
@@ -11,6 +11,7 @@ use tracing::{Span, info_span};
 use crate::bind::Bound;
 use crate::endpoint::Endpoint;
 use crate::failure::{Failure, fault_name};
+use crate::grpc::GrpcStatus;
 use crate::ingress::Door;
 use crate::refusal::is_grpc;
 use crate::telemetry::{Entry, known_method};
@@ -37,9 +38,9 @@ pub(crate) fn request(bound: &Bound, request: &Request<Incoming>) -> Span {
         client.port = i64::from(bound.first.address.port()),
         network.protocol.version = protocol(request.version()),
         user_agent.original = Empty,
-        rpc.system = Empty,
-        rpc.service = Empty,
+        rpc.system.name = Empty,
         rpc.method = Empty,
+        rpc.response.status_code = Empty,
         error.r#type = Empty,
         seine.source.identity = bound.first.identity.as_ref().map(display),
         seine.service = &*bound.service.key.hostname,
@@ -69,6 +70,12 @@ pub(crate) fn end(entry: &Entry, flag: &str) {
     span.record("url.path", &*entry.path);
     span.record("server.address", &*entry.host);
     rpc(span, entry.grpc, &entry.path);
+    if let Some(status) = entry.grpc_status() {
+        called(span, status, status.is_of_server());
+    }
+    if let (Some(load), Some(status)) = (&entry.load, entry.grpc_said) {
+        load.said(status);
+    }
     let bytes = i64::try_from(entry.bytes).unwrap_or(i64::MAX);
     span.record("http.response.body.size", bytes);
     if let Some(status) = entry.status {
@@ -85,8 +92,10 @@ pub(crate) fn end(entry: &Entry, flag: &str) {
         span.record("seine.retries", i64::from(entry.retries));
     }
     span.record("seine.response_flags", flag);
+    if let Some(fault) = entry.fault() {
+        span.record("seine.fault", fault_name(fault));
+    }
     if let Some(failure) = &entry.failure {
-        span.record("seine.fault", fault_name(failure.fault()));
         failed(span, failure);
     }
 }
@@ -95,6 +104,8 @@ pub(crate) fn end(entry: &Entry, flag: &str) {
 #[derive(Debug)]
 pub(crate) struct Attempt {
     span: Span,
+    /// It is a call of gRPC.
+    grpc: bool,
     ended: bool,
 }
 
@@ -105,10 +116,12 @@ pub(crate) fn attempt<B>(
     resend: usize,
     request: &mut Request<B>,
 ) -> Attempt {
-    let ended = false;
     if parent.is_disabled() {
-        let span = Span::none();
-        return Attempt { span, ended };
+        return Attempt {
+            span: Span::none(),
+            grpc: false,
+            ended: false,
+        };
     }
     let method = request.method();
     let span = info_span!(
@@ -125,9 +138,9 @@ pub(crate) fn attempt<B>(
         server.address = &*endpoint.service.key.hostname,
         network.peer.address = %endpoint.address.ip(),
         network.peer.port = i64::from(endpoint.address.port()),
-        rpc.system = Empty,
-        rpc.service = Empty,
+        rpc.system.name = Empty,
         rpc.method = Empty,
+        rpc.response.status_code = Empty,
         error.r#type = Empty,
     );
     let grpc = is_grpc(request.version(), request.headers());
@@ -136,18 +149,34 @@ pub(crate) fn attempt<B>(
         span.record("http.request.resend_count", count);
     }
     propagation::pass_on(&span, request.headers_mut());
-    Attempt { span, ended }
+    Attempt {
+        span,
+        grpc,
+        ended: false,
+    }
 }
 
 impl Attempt {
     /// The head of the answer is there, or it is known why there is none.
-    pub(crate) fn end(&mut self, result: Result<StatusCode, &Failure>) {
+    pub(crate) fn end<B>(&mut self, result: Result<&Response<B>, &Failure>) {
         self.ended = true;
         match result {
             _ if self.span.is_disabled() => {}
-            Ok(status) => answered(&self.span, status, status.as_u16() >= 400),
+            Ok(response) => {
+                let status = response.status();
+                answered(&self.span, status, status.as_u16() >= 400);
+                let said = GrpcStatus::said(response.headers());
+                if let Some(said) = said.filter(|_| self.grpc) {
+                    self.said(said);
+                }
+            }
             Err(failure) => failed(&self.span, failure),
         }
+    }
+
+    /// What a call of gRPC was answered with.
+    pub(crate) fn said(&self, status: GrpcStatus) {
+        called(&self.span, status, status != GrpcStatus::Ok);
     }
 }
 
@@ -169,6 +198,15 @@ fn answered(span: &Span, status: StatusCode, is_error: bool) {
     }
 }
 
+/// A call's status; to a client every other than `OK` is an error.
+fn called(span: &Span, status: GrpcStatus, is_error: bool) {
+    span.record("rpc.response.status_code", status.name());
+    if is_error {
+        span.record("error.type", status.name());
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
 fn failed(span: &Span, failure: &Failure) {
     span.record("error.type", failure.flag());
     span.record("otel.status_code", "ERROR");
@@ -177,11 +215,10 @@ fn failed(span: &Span, failure: &Failure) {
 
 /// `/service/method`.
 fn rpc(span: &Span, grpc: bool, path: &str) {
-    let named = path.trim_start_matches('/');
-    if let Some((service, method)) = named.split_once('/').filter(|_| grpc) {
-        span.record("otel.name", named);
-        span.record("rpc.system", "grpc");
-        span.record("rpc.service", service);
+    if grpc {
+        let method = path.trim_start_matches('/');
+        span.record("otel.name", method);
+        span.record("rpc.system.name", "grpc");
         span.record("rpc.method", method);
     }
 }

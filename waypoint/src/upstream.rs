@@ -134,24 +134,24 @@ impl Upstreams {
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             *seen = Some(endpoint.clone());
-            let mut load = backend.loads.begin(endpoint.address, slot.take());
+            let mut load = backend.loads.begin(endpoint.address, &upload, slot.take());
             let mut span = trace::attempt(&to.span, &endpoint, avoided.len(), &mut request);
             let answer = self.attempt(shared, &endpoint, to.first, request).await;
-            // A client doesn't decide which backends are held to be failing.
-            let answer = answer.map_err(|unanswered| match upload.is_broken() {
-                true => (Failure::Body, None),
-                false => unanswered,
+            let answer = answer.map_err(|unanswered| match upload.failure() {
+                Some(failure) => (failure, None),
+                None => unanswered,
             });
-            let result = answer.as_ref().map(http::Response::status);
-            span.end(result.map_err(|(failure, _)| failure));
+            span.end(answer.as_ref().map_err(|(failure, _)| failure));
             load.keep(span);
             match &answer {
                 Ok(response) => {
+                    upload.answered();
                     let (loads, status) = (&backend.loads, response.status());
                     let count = || to.count(shared);
                     loads.answered(endpoint.address, &load, status, &outlier, count);
                 }
-                Err((failure, _)) if failure.is_of_backend() => {
+                // A client doesn't decide which backends are held to be failing.
+                Err((failure, _)) if failure.is_of_backend() && !load.was_client_slow() => {
                     let loads = &backend.loads;
                     loads.failed(endpoint.address, &outlier, || to.count(shared));
                 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod access_lines;
+mod conventions;
 pub mod http;
 mod lines;
 mod logging;

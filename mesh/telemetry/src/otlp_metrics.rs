@@ -20,6 +20,8 @@ use prometheus_client::registry::Registry;
 use tonic::transport::Endpoint;
 use tracing::warn;
 
+use crate::conventions;
+
 /// Pushes `registry` to `endpoint` every `period`, until the future is dropped. A push that fails is
 /// logged and the next one carries the totals: nothing is lost but resolution.
 pub async fn push(
@@ -95,25 +97,27 @@ struct Times {
 }
 
 fn metric(family: model::MetricFamily, times: Times) -> Option<Metric> {
+    let names = conventions::metric(&family.name);
+    let named = |labels: &[model::LabelPair]| attributes(labels, names.is_some());
     let cumulative = AggregationTemporality::Cumulative.into();
     let kind = family.r#type();
     let points = family.metric.into_iter();
     let data = match kind {
         model::MetricType::Counter => metric::Data::Sum(Sum {
             data_points: points
-                .filter_map(|point| Some(number(&point.label, times, point.counter?.value)))
+                .filter_map(|point| Some(number(named(&point.label), times, point.counter?.value)))
                 .collect(),
             aggregation_temporality: cumulative,
             is_monotonic: true,
         }),
         model::MetricType::Gauge => metric::Data::Gauge(Gauge {
             data_points: points
-                .filter_map(|point| Some(number(&point.label, times, point.gauge?.value)))
+                .filter_map(|point| Some(number(named(&point.label), times, point.gauge?.value)))
                 .collect(),
         }),
         model::MetricType::Histogram => metric::Data::Histogram(Histogram {
             data_points: points
-                .filter_map(|point| Some(histogram(&point.label, times, &point.histogram?)))
+                .filter_map(|point| Some(histogram(named(&point.label), times, &point.histogram?)))
                 .collect(),
             aggregation_temporality: cumulative,
         }),
@@ -122,18 +126,22 @@ fn metric(family: model::MetricFamily, times: Times) -> Option<Metric> {
         | model::MetricType::Untyped
         | model::MetricType::GaugeHistogram => return None,
     };
+    let (name, unit) = match names {
+        Some(names) => (names.name.to_owned(), names.unit.to_owned()),
+        None => (family.name, family.unit),
+    };
     Some(Metric {
-        name: family.name,
+        name,
         description: family.help,
-        unit: family.unit,
+        unit,
         data: Some(data),
         ..Default::default()
     })
 }
 
-fn number(labels: &[model::LabelPair], times: Times, value: f64) -> NumberDataPoint {
+fn number(attributes: Vec<KeyValue>, times: Times, value: f64) -> NumberDataPoint {
     NumberDataPoint {
-        attributes: attributes(labels),
+        attributes,
         start_time_unix_nano: times.start,
         time_unix_nano: times.now,
         value: Some(number_data_point::Value::AsDouble(value)),
@@ -144,7 +152,7 @@ fn number(labels: &[model::LabelPair], times: Times, value: f64) -> NumberDataPo
 /// Prometheus counts in each bucket what is in the lower ones too, OTLP doesn't; OTLP leaves the
 /// last bound, infinity, unsaid.
 fn histogram(
-    labels: &[model::LabelPair],
+    attributes: Vec<KeyValue>,
     times: Times,
     value: &model::Histogram,
 ) -> HistogramDataPoint {
@@ -162,7 +170,7 @@ fn histogram(
     }
     bucket_counts.push(value.sample_count.saturating_sub(below));
     HistogramDataPoint {
-        attributes: attributes(labels),
+        attributes,
         start_time_unix_nano: times.start,
         time_unix_nano: times.now,
         count: value.sample_count,
@@ -173,19 +181,28 @@ fn histogram(
     }
 }
 
-fn attributes(labels: &[model::LabelPair]) -> Vec<KeyValue> {
-    labels
-        .iter()
-        .map(|label| attribute(&label.name, &label.value))
-        .collect()
+/// Of a metric by the conventions under their names.
+fn attributes(labels: &[model::LabelPair], conventional: bool) -> Vec<KeyValue> {
+    let own = |label: &model::LabelPair| attribute(&label.name, &label.value);
+    match conventional {
+        false => labels.iter().map(own).collect(),
+        true => {
+            let known = labels.iter();
+            let known = known.filter_map(|label| conventions::attribute(&label.name, &label.value));
+            known.map(|(key, value)| key_value(key, value)).collect()
+        }
+    }
 }
 
 fn attribute(key: &str, value: &str) -> KeyValue {
+    let value = any_value::Value::StringValue(value.to_owned());
+    key_value(key.to_owned(), value)
+}
+
+fn key_value(key: String, value: any_value::Value) -> KeyValue {
     KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue {
-            value: Some(any_value::Value::StringValue(value.to_owned())),
-        }),
+        key,
+        value: Some(AnyValue { value: Some(value) }),
         ..Default::default()
     }
 }
@@ -237,6 +254,28 @@ mod tests {
             sum.data_points[0].attributes,
             vec![attribute("reporter", "source")]
         );
+    }
+
+    #[test]
+    fn a_metric_by_the_conventions_has_their_names() {
+        let mut registry = Registry::default();
+        let family = Family::<Vec<(String, String)>, Histogram>::new_with_constructor(|| {
+            Histogram::new([1.0])
+        });
+        let unit = prometheus_client::registry::Unit::Seconds;
+        registry.register_with_unit("http_server_request_duration", "Time", unit, family.clone());
+        let labels = [("http_response_status_code", "200"), ("error_type", "")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        family.get_or_create(&labels.to_vec()).observe(0.5);
+        let metrics = exported(&registry);
+        assert_eq!(metrics[0].name, "http.server.request.duration");
+        assert_eq!(metrics[0].unit, "s");
+        let Some(metric::Data::Histogram(found)) = &metrics[0].data else {
+            panic!("{metrics:?}")
+        };
+        let code = any_value::Value::IntValue(200);
+        let expected = key_value("http.response.status_code".into(), code);
+        assert_eq!(found.data_points[0].attributes, vec![expected]);
     }
 
     #[test]

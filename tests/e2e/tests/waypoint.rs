@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
-use seine_e2e::peer::report::{Asked, LiveEvent};
+use seine_e2e::peer::report::{Asked, Failure, Flooded, LiveEvent, Received};
 use seine_e2e::{Bed, Family, Running, trials, until};
 use serde_json::{Value, json};
 
@@ -28,7 +28,9 @@ fn main() -> ExitCode {
             a_backend_that_is_too_slow_is_waited_for_as_long_as_the_route_says,
             a_client_of_grpc_is_told_in_its_own_terms,
             no_request_is_smuggled_in_another,
-            a_head_has_its_limits_and_floods_end_their_own_connection,
+            a_head_has_its_limits_and_one_that_does_not_end_is_not_waited_for,
+            a_flood_ends_its_own_connection_with_the_code_for_it,
+            a_reader_that_does_not_read_holds_up_nobody_else,
             nobody_reaches_the_pods_of_a_bound_service_past_its_waypoint,
             a_waypoint_for_all_takes_requests_to_pods_under_policy_and_without_routes,
             without_its_waypoint_a_service_is_reached_by_nobody,
@@ -553,7 +555,7 @@ fn no_request_is_smuggled_in_another(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-fn a_head_has_its_limits_and_floods_end_their_own_connection(bed: &Bed) -> Result<()> {
+fn a_head_has_its_limits_and_one_that_does_not_end_is_not_waited_for(bed: &Bed) -> Result<()> {
     let many = (0..120)
         .map(|n| format!("x-{n}: a\r\n"))
         .collect::<String>();
@@ -565,25 +567,74 @@ fn a_head_has_its_limits_and_floods_end_their_own_connection(bed: &Bed) -> Resul
         "431",
     )?;
     web(bed, "/a", &format!("x: {}\r\n", "a".repeat(8 << 10)), "200")?;
-    let headers = hpack(&[
-        (":method", "GET"),
-        (":scheme", "http"),
-        (":path", "/flood"),
-        (":authority", "web"),
-    ]);
-    // Streams that are reset as soon as they are opened, and a head that never ends.
-    let reset = |stream: u8| frame(1, 5, stream, &headers) + &frame(3, 0, stream, "\0\0\0\u{8}");
-    let rapid: String = (0..64).map(|n| reset(2 * n + 1)).collect();
-    let long = hpack(&[("x", &"a".repeat(100))]);
-    let endless = frame(1, 1, 1, &headers) + &frame(9, 0, 1, &long).repeat(2000);
-    for flood in [rapid, endless] {
+    // One that has begun, and nothing at all.
+    let begun = |said: Option<&str>| -> Result<Running> {
         let mut live = bed.live("mesh/client", "web", 80, Family::V4)?;
-        live.say(&(preface() + &flood))?;
-        // Answers of HTTP/2 are no lines: the end is what there is to see.
-        let ended = |event: LiveEvent| matches!(event, LiveEvent::Ended(_));
-        while !ended(live.report()?) {}
-    }
+        said.map_or(Ok(()), |said| live.say(said))?;
+        Ok(live)
+    };
+    let slow = [begun(Some("GET /a HTTP/1.1\r\r\nhost:"))?, begun(None)?];
     web(bed, "/a", "", "200")?;
+    for mut live in slow {
+        while !matches!(live.report()?, LiveEvent::Ended(_)) {}
+    }
+    Ok(())
+}
+
+/// Codes of HTTP/2 (RFC 9113, section 7).
+const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+fn a_flood_ends_its_own_connection_with_the_code_for_it(bed: &Bed) -> Result<()> {
+    let flood = |arguments: &[&str]| -> Result<Flooded> {
+        let all = [&["flood", "web", "80"], arguments].concat();
+        let flooded = bed.peer("mesh/client", &all)?;
+        web(bed, "/a", "", "200")?;
+        Ok(flooded)
+    };
+    for (kind, code) in [
+        ("resets", ENHANCE_YOUR_CALM),
+        ("continuations", ENHANCE_YOUR_CALM),
+        ("empty-data", ENHANCE_YOUR_CALM),
+        ("window", FLOW_CONTROL_ERROR),
+        ("no-window", PROTOCOL_ERROR),
+        // As h2 has it; RFC 9113 has FLOW_CONTROL_ERROR for it, and an end of the connection, too.
+        ("initial-window", PROTOCOL_ERROR),
+    ] {
+        let flooded = flood(&[kind])?;
+        ensure!(flooded.go_away == Some(code), "{kind}: {flooded:?}");
+    }
+    let flooded = flood(&["stream-window", "--pieces", "2"])?;
+    ensure!(flooded.resets == [FLOW_CONTROL_ERROR], "{flooded:?}");
+    let flooded = flood(&["streams", "--pieces", "130", "--resets", "30"])?;
+    ensure!(flooded.resets == [REFUSED_STREAM; 30], "{flooded:?}");
+    // What is not read in answer is not remembered without end either: no more is taken.
+    for kind in ["settings", "pings"] {
+        let flooded = flood(&[kind, "--pieces", "4000000"])?;
+        ensure!(flooded.stuck, "{kind}: {flooded:?}");
+    }
+    // A few are no flood.
+    let flooded = flood(&["resets", "--pieces", "3", "--resets", "0"])?;
+    ensure!(flooded.go_away.is_none(), "{flooded:?}");
+    Ok(())
+}
+
+fn a_reader_that_does_not_read_holds_up_nobody_else(bed: &Bed) -> Result<()> {
+    const SIZE: u64 = 64 << 20;
+    let request =
+        format!("GET /unread HTTP/1.1\r\nhost: web\r\nconnection: close\r\nx-size: {SIZE}\r\n\r\n");
+    let arguments = ["slow", "web", "80", "0", "--send", &request];
+    let mut slow = bed.start("mesh/client", &arguments)?;
+    ensure!(slow.report::<String>()? == "asked");
+    for _ in 0..20 {
+        web(bed, "/a", "", "200")?;
+    }
+    slow.say("read")?;
+    let received: Result<Received, Failure> = slow.report()?;
+    let received = received.map_err(anyhow::Error::from)?;
+    ensure!(received.bytes > SIZE, "{received:?}");
     Ok(())
 }
 

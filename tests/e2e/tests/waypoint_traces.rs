@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use seine_e2e::manifests::{Pod, meshed_namespace, plain_namespace, service};
+use seine_e2e::peer::report::Called;
 use seine_e2e::{Bed, trials, until};
 use seine_lab::Options;
+use seine_lab::protocol::PodStatus;
 use serde_json::json;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
             a_trace_spans_the_client_each_attempt_and_the_backend,
             each_form_of_context_is_continued_and_who_began_decides_what_is_exported,
             requests_are_counted_by_the_names_of_opentelemetry_and_of_istio,
+            a_call_of_grpc_is_known_by_its_own_status_however_it_ended,
         ],
     )
 }
@@ -39,6 +42,8 @@ fn up() -> Result<Bed> {
     ];
     let mut web = service("mesh", "web", "web", &[("http", 80, 8080)]);
     web["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
+    let mut rpc = service("mesh", "rpc", "web", &[("grpc", 81, 9090)]);
+    rpc["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
     Bed::with(
         options,
         &[
@@ -56,8 +61,11 @@ fn up() -> Result<Bed> {
                 ]},
             }),
             Pod::new("mesh", "client", 1).object(),
-            Pod::new("mesh", "web", 2).serves(&["mirror:8080"]).object(),
+            Pod::new("mesh", "web", 2)
+                .serves(&["mirror:8080", "rpc:9090"])
+                .object(),
             web,
+            rpc,
             json!({
                 "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
                 "metadata": {"name": "web", "namespace": "mesh"},
@@ -206,11 +214,6 @@ fn each_form_of_context_is_continued_and_who_began_decides_what_is_exported(
 
 fn requests_are_counted_by_the_names_of_opentelemetry_and_of_istio(bed: &Bed) -> Result<()> {
     seen(bed, "/counted", "")?;
-    let pods = bed.lab().status()?.pods;
-    let waypoint = pods.into_iter().find(|pod| pod.name.starts_with("wp-"));
-    let waypoint = waypoint.context("there is no waypoint")?;
-    let page = format!("{}:15020", waypoint.ip);
-    let peer = seine_e2e::bed::peer_program().display().to_string();
     let own = [
         "http_server_request_duration_seconds_count{",
         "http_request_method=\"GET\"",
@@ -228,13 +231,107 @@ fn requests_are_counted_by_the_names_of_opentelemetry_and_of_istio(bed: &Bed) ->
         "response_code=\"200\"",
         "connection_security_policy=\"mutual_tls\"",
     ];
-    until("the request is counted under both names", || {
+    await_metrics(bed, &[&own, &istio])
+}
+
+/// Waits until the waypoint's metrics have lines with all of these each.
+fn await_metrics(bed: &Bed, wanted: &[&[&str]]) -> Result<()> {
+    let waypoint = waypoint(bed)?;
+    let page = format!("{}:15020", waypoint.ip);
+    let peer = seine_e2e::bed::peer_program().display().to_string();
+    until(&format!("there are metrics {wanted:?}"), || {
         let get = [&*peer, "get", &page, "/metrics"];
         let body = bed.lab().exec("plain", "collector", &get)?.stdout;
-        let counted = |parts: &[&str]| {
+        let counted = |parts: &&[&str]| {
             let mut lines = body.lines();
             lines.any(|line| parts.iter().all(|part| line.contains(part)))
         };
-        Ok((counted(&own) && counted(&istio)).then_some(()))
+        Ok(wanted.iter().all(counted).then_some(()))
+    })
+}
+
+fn waypoint(bed: &Bed) -> Result<PodStatus> {
+    let pods = bed.lab().status()?.pods;
+    let mut pods = pods.into_iter();
+    let found = pods.find(|pod| pod.name.starts_with("wp-"));
+    found.context("there is no waypoint")
+}
+
+fn a_call_of_grpc_is_known_by_its_own_status_however_it_ended(bed: &Bed) -> Result<()> {
+    let waypoint = waypoint(bed)?;
+    let trace = TRACE.replace('0', "5");
+    for (method, status, logged) in [
+        ("Ok", Some(0), "grpc_status=0 response_flags=-"),
+        ("NotFound", Some(5), "grpc_status=5 response_flags=-"),
+        // Without a body, in the head.
+        ("Only", Some(3), "grpc_status=3 response_flags=-"),
+        // Without trailers.
+        ("Silent", None, "grpc_status=2 response_flags=-"),
+        (
+            "Reset",
+            None,
+            "grpc_status=8 response_flags=UPSTREAM fault=upstream",
+        ),
+        (
+            "Gone",
+            None,
+            "grpc_status=14 response_flags=UPSTREAM fault=upstream",
+        ),
+        (
+            "Endless",
+            None,
+            "grpc_status=1 response_flags=INCOMPLETE fault=downstream",
+        ),
+    ] {
+        let path = format!("/a.B/{method}");
+        let context = format!("00-{trace}-{SPAN}-01");
+        let mut call = vec!["call", "rpc", "81", &path, "--trace", &context];
+        call.extend((method == "Endless").then_some("--leave"));
+        let called: Called = bed.peer("mesh/client", &call)?;
+        ensure!(called.status == status, "{method}: {called:?}");
+        let parts: Vec<&str> = logged.split(' ').collect();
+        let path = format!("path={path} ");
+        until(&format!("{path} is logged with {logged}"), || {
+            let log = bed.lab().pod_logs("mesh", &waypoint.name)?;
+            let mut lines = log.lines().filter(|line| line.contains(&path));
+            Ok(lines
+                .any(|line| parts.iter().all(|part| line.contains(part)))
+                .then_some(()))
+        })?;
+    }
+    let counted = "rpc_server_call_duration_seconds_count{";
+    let ok = [
+        counted,
+        "rpc_system_name=\"grpc\"",
+        "rpc_method=\"a.B/Ok\"",
+        "rpc_response_status_code=\"OK\"",
+    ];
+    // A client doesn't decide which names there are.
+    let other = [
+        counted,
+        "rpc_method=\"_OTHER\"",
+        "rpc_response_status_code=\"NOT_FOUND\"",
+    ];
+    let gone = [
+        counted,
+        "rpc_response_status_code=\"UNAVAILABLE\"",
+        "error_type=\"UNAVAILABLE\"",
+    ];
+    let istio = [
+        "istio_requests_total{",
+        "response_code=\"200\"",
+        "grpc_response_status=\"5\"",
+    ];
+    await_metrics(bed, &[&ok, &other, &gone, &istio])?;
+    until("spans of both kinds say how the call ended", || {
+        let found = spans(bed, &trace)?;
+        let has = |kind: &str| {
+            let mut of_kind = found.iter().filter(|span| span["kind"] == kind);
+            of_kind.any(|span| {
+                let is = |key: &str, value: &str| span.get(key).is_some_and(|found| found == value);
+                is("rpc.method", "a.B/NotFound") && is("rpc.response.status_code", "NOT_FOUND")
+            })
+        };
+        Ok((has("SPAN_KIND_SERVER") && has("SPAN_KIND_CLIENT")).then_some(()))
     })
 }

@@ -12,8 +12,8 @@ use seine_e2e::{Bed, Family, trials, until};
 use serde_json::{Value, json};
 
 /// Each is a service of its own before the same two pods.
-const SERVICES: [&str; 8] = [
-    "turns", "hashed", "sourced", "limited", "narrow", "outlier", "frugal", "sticky",
+const SERVICES: [&str; 9] = [
+    "turns", "hashed", "sourced", "limited", "narrow", "outlier", "frugal", "sticky", "patient",
 ];
 
 fn main() -> ExitCode {
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
             more_requests_than_may_be_under_way_are_refused,
             a_pod_that_fails_gets_nothing_for_a_while_and_never_more_of_them_than_the_share,
             without_a_budget_nothing_is_sent_again,
+            a_client_that_is_slow_with_its_body_is_not_held_against_the_pod,
             the_requests_of_a_session_go_to_its_pod_and_what_a_client_made_up_leads_nowhere,
             a_session_stays_with_its_backend_also_where_that_has_no_weight,
         ],
@@ -63,6 +64,24 @@ fn up() -> Result<Bed> {
                 }],
             },
         }),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "patient", "namespace": "mesh"},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "patient"}],
+                "rules": [{
+                    "backendRefs": [{"name": "patient", "port": 80}],
+                    "timeouts": {"backendRequest": "1s"},
+                }],
+            },
+        }),
+        policy(
+            "patient",
+            json!({
+                "loadBalancer": {"algorithm": "RoundRobin"},
+                "outlierDetection": {"consecutiveFailures": 1, "ejectionTime": "5m", "maxEjectedPercent": 50},
+            }),
+        ),
         service("mesh", "only-a", "a", &[("http", 80, 8080)]),
         service("mesh", "only-b", "b", &[("http", 80, 8080)]),
         sticky(1, 0),
@@ -267,6 +286,34 @@ fn without_a_budget_nothing_is_sent_again(bed: &Bed) -> Result<()> {
     ensure!(status(&answer) == "503", "{answer}");
     let line = await_log(bed, &["path=/frugal", "status=503"])?;
     ensure!(!line.contains("retries="), "{line}");
+    Ok(())
+}
+
+fn a_client_that_is_slow_with_its_body_is_not_held_against_the_pod(bed: &Bed) -> Result<()> {
+    let names = || {
+        let names = (0..8).map(|_| pod(bed, "patient", ""));
+        names.collect::<Result<Vec<_>>>()
+    };
+    let alternate = |names: &[String]| names.windows(2).all(|pair| pair[0] != pair[1]);
+    let mut slow = bed.live("mesh/client", "patient", 80, Family::V4)?;
+    slow.say("POST /slow-body HTTP/1.1\r\r\nhost: patient\r\r\ncontent-length: 8\r\r\nx-wait: 900\r\r\n\r")?;
+    // The last of it comes in time, and leaves the pod none.
+    for _ in 0..4 {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        slow.say("a")?;
+    }
+    let answered: LiveEvent = slow.report()?;
+    let told = matches!(&answered, LiveEvent::Line(line) if line.starts_with("HTTP/1.1 408"));
+    ensure!(told, "{answered:?}");
+    let line = await_log(bed, &["path=/slow-body", "response_flags=SLOW_CLIENT"])?;
+    ensure!(line.contains("fault=downstream"), "{line}");
+    let still = names()?;
+    ensure!(alternate(&still), "{still:?}");
+    // A pod that is slow itself is another matter.
+    let answer = get(bed, "mesh/client", "patient", "x-wait: 5000\r\n")?;
+    ensure!(status(&answer) == "504", "{answer}");
+    let left = names()?;
+    ensure!(left.iter().all(|name| *name == left[0]), "{left:?}");
     Ok(())
 }
 

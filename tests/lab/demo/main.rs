@@ -5,6 +5,7 @@
 
 mod measure;
 mod shop;
+mod traces;
 mod transcript;
 mod waypoint;
 
@@ -25,6 +26,12 @@ const LONGEST: Duration = Duration::from_secs(180);
 const WORKERS: u32 = 16;
 
 fn main() -> ExitCode {
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|word| word == traces::COLLECT)
+    {
+        return traces::collect();
+    }
     let mut transcript = Transcript::default();
     let begun = Instant::now();
     if let Err(error) = run(&mut transcript) {
@@ -46,7 +53,11 @@ fn run(t: &mut Transcript) -> Result<()> {
     options
         .environment
         .push(("SEINE_LOG".to_owned(), "info".to_owned()));
-    let lab = Lab::up(&options, shop::MANIFESTS)?;
+    options.environment.extend(traces::environment());
+    let lab = Lab::up(
+        &options,
+        &(shop::MANIFESTS.to_owned() + &traces::manifests()?),
+    )?;
     let shop = Shop::new(&lab)?;
     let result = story(t, &lab, &shop);
     if result.is_err() || t.failed() {

@@ -1,10 +1,12 @@
 //! The act of the waypoint: what the L7 proxy does with the requests to the API.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use seine_lab::Lab;
 
+use crate::traces::{self, Span};
 use crate::transcript::Transcript;
 
 const NAMESPACE: &str = "shop";
@@ -12,6 +14,9 @@ const NAMESPACE: &str = "shop";
 const WAYPOINT: &str = include_str!("steps/waypoint.yaml");
 /// Routes and policy.
 const ROUTES: &str = include_str!("steps/routes.yaml");
+/// A trace that the customer has begun, and its span there.
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CUSTOMERS_SPAN: &str = "b7ad6b7169203331";
 /// The longest that a change of configuration may take to be seen.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Orders to see a share by: that none of 60 is of a fifth happens once in 600,000 times.
@@ -66,7 +71,60 @@ pub(crate) fn act(t: &mut Transcript, lab: &Lab) -> Result<()> {
         || line.clone(),
     );
     t.say(&line);
+    trace(t, lab, &customer)
+}
+
+/// One trace of an order that was sent twice: the customer's, of whom it comes in, and what each proxy on its way adds.
+fn trace(t: &mut Transcript, lab: &Lab, customer: &Customer<'_>) -> Result<()> {
+    let context = format!("traceparent: 00-{TRACE}-{CUSTOMERS_SPAN}-01");
+    let url = "http://web/order?item=fragile-pie";
+    let answer = customer.ask(&["-H", "x-version: 2", "-H", &context, url])?;
+    let spans = traces::of_trace(lab, TRACE, |spans| Hops::of(spans).is_some())?;
+    let hops = Hops::of(&spans);
+    t.claim(
+        "a trace spans the hops: the waypoint's span within the customer's, and within that each attempt at the API",
+        answer.status == "200" && hops.is_some(),
+        || format!("{answer:?} {spans:#?}"),
+    );
+    t.say(&hops.map(|hops| hops.to_string()).unwrap_or_default());
     Ok(())
+}
+
+/// The spans of a trace by where they are in it.
+struct Hops<'a> {
+    request: &'a Span,
+    attempts: Vec<&'a Span>,
+}
+
+impl<'a> Hops<'a> {
+    /// All that there should be: the waypoint's span of the request, and two attempts at the API.
+    fn of(spans: &'a [Span]) -> Option<Self> {
+        let mut requests = spans.iter();
+        let request = requests.find(|span| span.get("parent") == CUSTOMERS_SPAN)?;
+        let within = |span: &&Span| span.get("parent") == request.get("id");
+        let mut attempts: Vec<_> = spans.iter().filter(within).collect();
+        attempts.sort_by_key(|span| span.get("http.request.resend_count"));
+        (attempts.len() == 2).then_some(Self { request, attempts })
+    }
+}
+
+impl fmt::Display for Hops<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = |span: &Span| span.get("http.response.status_code").to_owned();
+        let Self { request, attempts } = self;
+        let (id, path, rule) = (
+            request.get("id"),
+            request.get("url.path"),
+            request.get("seine.route"),
+        );
+        writeln!(f, "{CUSTOMERS_SPAN}  customer")?;
+        writeln!(f, "└ {id}  waypoint: {path} {} by {rule}", status(request))?;
+        for attempt in attempts {
+            let (id, peer) = (attempt.get("id"), attempt.get("network.peer.address"));
+            writeln!(f, "  └ {id}  attempt at {peer}: {}", status(attempt))?;
+        }
+        Ok(())
+    }
 }
 
 /// Who asks, through the front end.

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod cni;
+pub mod collect;
 pub mod container;
 pub mod control_alone;
 pub mod control_socket;

@@ -35,6 +35,8 @@ use crate::prober::{Check, Prober};
 use crate::protocol::{Component, ComponentStatus, KillSignal};
 use crate::token::{Issuer, POD_LIFETIME, Subject};
 
+/// Where programs send what they export.
+const OTLP_ENDPOINT: &str = "SEINE_OTLP_ENDPOINT";
 /// The namespace of the mesh's own programs.
 pub const SYSTEM: &str = "seine-system";
 const TRUST_DOMAIN: &str = "cluster.local";
@@ -359,7 +361,12 @@ impl Mesh {
             .append(true)
             .open(&log)
             .with_context(|| format!("opening {}", log.display()))?;
-        let mut child = Command::new(&self.program)
+        let mut program = Command::new(&self.program);
+        // The mesh's own programs don't ask the cluster's DNS here.
+        if std::env::var(OTLP_ENDPOINT).is_ok_and(|endpoint| endpoint.contains(".svc.")) {
+            program.env_remove(OTLP_ENDPOINT);
+        }
+        let mut child = program
             .args(enter.arguments(&self.command(place))?)
             .envs(self.environment(place, &pod, addresses[0]))
             .stdin(Stdio::null())

@@ -18,6 +18,7 @@ use crate::limit;
 use crate::router::{self, Asked, Choice};
 use crate::shared::Shared;
 use crate::telemetry::Entry;
+use crate::upload::Upload;
 use crate::upstream;
 
 /// Carries a connection, if policy allows it and a route leads on.
@@ -79,7 +80,10 @@ async fn open(
     let wanted = Wanted::new(shared, (&call.service, call.port), &bound.first, &headers);
     let slot = wanted.backend.slot().await?;
     let endpoint = endpoint::choose(shared, &wanted, &[])?;
-    let load = wanted.backend.loads.begin(endpoint.address, slot);
+    let load = wanted
+        .backend
+        .loads
+        .begin(endpoint.address, &Upload::default(), slot);
     entry.load = Some(Arc::new(load));
     entry.endpoint = Some(endpoint.clone());
     let generation = upstream::generation(shared).await?;

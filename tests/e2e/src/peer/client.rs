@@ -203,9 +203,15 @@ async fn receive(stream: &mut TcpStream) -> Result<Received, Failure> {
 }
 
 /// Asks for bytes, says so, and reads them only after a line on standard input.
-pub async fn slow(host: &str, port: u16, bytes: u64, family: Option<u8>) -> Result<()> {
+pub async fn slow(
+    host: &str,
+    port: u16,
+    bytes: u64,
+    family: Option<u8>,
+    send: Option<String>,
+) -> Result<()> {
     let mut stream = connect(host, port, family).await?;
-    let request = format!("{bytes}\n");
+    let request = send.unwrap_or_else(|| format!("{bytes}\n"));
     at(Stage::Send, stream.write_all(request.as_bytes())).await?;
     // The first bytes are under way then.
     let mut first = [0; 1];

@@ -2,7 +2,7 @@
 //!
 //! The answer has the name of the pod, its client's address, the request's head and its body. `x-fail-first: WORD` makes
 //! the first request with this word fail with 503; `x-answer: STATUS` is what it is answered with; `x-wait: MILLISECONDS` lets it take its time; after a request for
-//! another protocol what comes is sent back. Each request is printed to the log.
+//! another protocol what comes is sent back; `x-size: BYTES` lets the answer go on for so many. Each request is printed to the log.
 
 use std::collections::HashSet;
 use std::io;
@@ -45,7 +45,10 @@ pub(super) async fn mirror(stream: &mut TcpStream, client: SocketAddr) -> io::Re
             (false, Some(status)) => status,
             (false, None) => "200 OK",
         };
-        let text = format!("pod {pod} client {}\n{head}{body}", client.ip());
+        let mut text = format!("pod {pod} client {}\n{head}{body}", client.ip());
+        if let Some(size) = header(&head, "x-size").and_then(|text| text.parse().ok()) {
+            text += &".".repeat(size);
+        }
         let answer = format!(
             "HTTP/1.1 {status}\r\nx-mirror: {pod}\r\ncontent-length: {}\r\n\r\n{text}",
             text.len()

@@ -5,12 +5,14 @@
 
 mod authz;
 pub mod client;
-mod collect;
 pub mod dns;
+mod flood;
 pub mod load;
 mod mirror;
 pub mod pattern;
 pub mod report;
+mod requests;
+mod rpc;
 pub mod serve;
 
 use std::net::SocketAddr;
@@ -125,6 +127,9 @@ enum Action {
         /// Only addresses of this family, 4 or 6.
         #[arg(long)]
         family: Option<u8>,
+        /// Ask in these words, where the server is no `source`.
+        #[arg(long)]
+        send: Option<String>,
     },
     /// Ask the name servers of resolv.conf.
     Resolve {
@@ -135,6 +140,52 @@ enum Action {
         kind: String,
         #[command(flatten)]
         way: dns::Way,
+    },
+    /// Ask for pages over HTTP one after the other until standard input ends or has a line.
+    Requests {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The pages, by turns.
+        #[arg(value_delimiter = ',', required = true)]
+        paths: Vec<String>,
+        /// How many connections at a time.
+        #[arg(long, default_value_t = 4)]
+        workers: usize,
+        /// Milliseconds between two requests of each.
+        #[arg(long, default_value_t = 5)]
+        pause: u64,
+    },
+    /// Call a method of gRPC and report how that ended.
+    Call {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// `/service/method`.
+        path: String,
+        /// Give the call up when the first message is there.
+        #[arg(long)]
+        leave: bool,
+        /// The trace that it is in.
+        #[arg(long, default_value = "")]
+        trace: String,
+    },
+    /// Send frames of HTTP/2 that mean no good, and report what the server says of them.
+    Flood {
+        /// A name or an address.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Which.
+        kind: flood::Kind,
+        /// How many.
+        #[arg(long, default_value_t = 20_000)]
+        pieces: u32,
+        /// How many streams are reset if the connection doesn't end.
+        #[arg(long, default_value_t = 1)]
+        resets: usize,
     },
     /// GET a page over HTTP and print its body.
     Get {
@@ -215,10 +266,35 @@ impl Action {
                 port,
                 bytes,
                 family,
-            } => client::slow(&host, port, bytes, family).await,
+                send,
+            } => client::slow(&host, port, bytes, family, send).await,
             Self::Resolve { name, kind, way } => {
                 report::print(&dns::resolve(&name, &kind, way).await?)
             }
+            Self::Requests {
+                host,
+                port,
+                paths,
+                workers,
+                pause,
+            } => {
+                let pause = Duration::from_millis(pause);
+                report::print(&requests::requests(&host, port, &paths, workers, pause).await)
+            }
+            Self::Call {
+                host,
+                port,
+                path,
+                leave,
+                trace,
+            } => report::print(&rpc::call(&host, port, &path, &trace, leave).await?),
+            Self::Flood {
+                host,
+                port,
+                kind,
+                pieces,
+                resets,
+            } => report::print(&flood::flood(&host, port, kind, pieces, resets).await?),
             Self::Get { server, path } => client::get(server, &path).await,
         }
     }

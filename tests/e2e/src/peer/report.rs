@@ -172,6 +172,26 @@ pub struct Resolved {
     pub bytes: usize,
 }
 
+/// A call of gRPC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Called {
+    /// What the server has said of it.
+    pub status: Option<u16>,
+    /// The code of HTTP/2 that its stream was reset with.
+    pub reset: Option<u32>,
+}
+
+/// What a server has said to frames that mean no good.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flooded {
+    /// The code of HTTP/2 that it ended the connection with.
+    pub go_away: Option<u32>,
+    /// Those that it reset streams with.
+    pub resets: Vec<u32>,
+    /// It took no more of them.
+    pub stuck: bool,
+}
+
 /// Prints a report.
 pub fn print(report: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(report)?);

@@ -36,6 +36,8 @@ enum Behaviour {
     Page,
     /// Answers HTTP requests with what it sees of them, see [`super::mirror`].
     Mirror,
+    /// Ends calls of gRPC in the ways that there are, see [`super::rpc`].
+    Rpc,
 }
 
 /// Runs servers given as `echo:8080` until killed; `collect:4317` takes spans and prints them.
@@ -44,7 +46,8 @@ pub async fn run(servers: &[String]) -> Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     for server in servers {
         if let Some(port) = server.strip_prefix("collect:") {
-            tasks.spawn(super::collect::collect(listen(port.parse()?)?));
+            let collected = seine_lab::collect::collect(listen(port.parse()?)?);
+            tasks.spawn(async { Ok(collected.await?) });
             continue;
         }
         let (behaviour, port) = parse(server)?;
@@ -74,6 +77,7 @@ fn parse(server: &str) -> Result<(Behaviour, u16)> {
         "page" => Behaviour::Page,
         "authz" => Behaviour::Authz,
         "mirror" => Behaviour::Mirror,
+        "rpc" => Behaviour::Rpc,
         other => bail!("no such behaviour: {other}"),
     };
     Ok((behaviour, port.parse()?))
@@ -139,6 +143,7 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, behaviour: Behaviour) 
         Behaviour::Page => page(&mut stream).await,
         Behaviour::Authz => super::authz::authorize(&mut stream).await,
         Behaviour::Mirror => super::mirror::mirror(&mut stream, client).await,
+        Behaviour::Rpc => super::rpc::serve(&mut stream).await,
     }
 }
 

@@ -9,10 +9,11 @@ use crate::protocol::Component;
 use crate::token;
 
 /// Settings that waypoints take from the lab's own environment, as they do from the chart's values.
-const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 5] = [
     "SEINE_LOG",
     "SEINE_METRIC_NAMES",
     "SEINE_OTLP_ENDPOINT",
+    "SEINE_OTLP_METRICS_INTERVAL_MS",
     "SEINE_TRACE_SAMPLING",
 ];
 
