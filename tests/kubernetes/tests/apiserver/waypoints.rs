@@ -182,13 +182,57 @@ pub(crate) fn a_gateway_becomes_a_waypoint_and_is_told_so_with_its_routes(bed: &
     bed.cluster.apply(&[route("nowhere")])?;
     await_said(bed, &web, parent, "ResolvedRefs", "False BackendNotFound")?;
 
+    step("the Service is told of its waypoint, beside what others tell it");
+    let service = ["-n", NAME, "service", "web"];
+    let conditions = "/status/conditions";
+    let theirs = r#"{"status": {"conditions": [{"type": "example.com/Other", "status": "True", "reason": "Theirs", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}"#;
+    let words = [
+        "-n",
+        NAME,
+        "patch",
+        "service",
+        "web",
+        "--subresource=status",
+        "-p",
+        theirs,
+    ];
+    bed.cluster.kubectl(&words)?;
+    let bound = |expected| {
+        await_said(
+            bed,
+            &service,
+            conditions,
+            "seine.dev/WaypointBound",
+            expected,
+        )
+    };
+    bound("True Bound")?;
+    let label = |value: &str| {
+        let words = ["label", "--overwrite", "namespace", NAME, value];
+        bed.cluster.kubectl(&words)
+    };
+    label("seine.dev/use-waypoint=nowhere")?;
+    bound("False NoWaypoint")?;
+    label("seine.dev/use-waypoint-")?;
+    bound(" ")?;
+    await_said(
+        bed,
+        &service,
+        conditions,
+        "example.com/Other",
+        "True Theirs",
+    )?;
+    label("seine.dev/use-waypoint=wp")?;
+    bound("True Bound")?;
+    await_said(bed, &web, parent, "ResolvedRefs", "False BackendNotFound")?;
+
     step("changes elsewhere, and a new replica: nothing is written");
     let all: Vec<Vec<&str>> = MADE
         .iter()
         .map(|kind| vec!["-n", NAME, *kind, "wp"])
         .collect();
     let mut all: Vec<&[&str]> = all.iter().map(Vec::as_slice).collect();
-    all.extend([&class[..], &own, &web]);
+    all.extend([&class[..], &own, &web, &service]);
     let before = versions(bed, &all)?;
     replica.kill()?;
     let _replica = bed.ready_replica("waypoints-1")?;
