@@ -171,7 +171,7 @@ impl Told {
         match self {
             Self::Class => {
                 let ours = object.controller == CONTROLLER;
-                ours.then(|| class_status(&key.name, Some(object.generation)))?
+                ours.then(|| class_status(&key.name, Some(object.generation)))
             }
             Self::Gateway => {
                 let gateway = objects.gateways.get(key)?;

@@ -13,8 +13,8 @@ use crate::publish::waypoint::Outcome;
 /// Protocol of a waypoint's listener.
 const HBONE: &str = "HBONE";
 
-/// The status of a GatewayClass of ours; `None`: there is none of that name.
-pub fn class_status(name: &str, generation: Option<i64>) -> Option<Value> {
+/// The status of a GatewayClass with our controller's name. What kind its Gateways are its own name says.
+pub fn class_status(name: &str, generation: Option<i64>) -> Value {
     let (features, message) = match name {
         WAYPOINT_CLASS => (
             features::of_waypoints(),
@@ -24,13 +24,20 @@ pub fn class_status(name: &str, generation: Option<i64>) -> Option<Value> {
             features::of_ingress(),
             "Seine lets connections into the mesh at its Gateways",
         ),
-        _ => return None,
+        // A Gateway of it would be neither of the two.
+        _ => {
+            let message = format!(
+                "Seine knows the classes {INGRESS_CLASS} and {WAYPOINT_CLASS} and no others: nothing becomes of its Gateways"
+            );
+            let refused = condition("Accepted", false, "Unsupported", message, generation);
+            return json!({"conditions": [refused]});
+        }
     };
     let accepted = condition("Accepted", true, "Accepted", message.to_owned(), generation);
-    Some(json!({
+    json!({
         "conditions": [accepted],
         "supportedFeatures": features.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
-    }))
+    })
 }
 
 /// The status of a waypoint. `outcome`: what became of its objects, where that is known.
@@ -246,6 +253,19 @@ status: {phase: Running, podIP: 10.1.0.2, conditions: [{type: Ready, status: \"T
             format!("{} {} {}", text("type"), text("status"), text("reason"))
         });
         said.collect()
+    }
+
+    #[test]
+    fn each_class_of_our_controller_is_told_whether_it_is_known() {
+        for (name, expected, has_features) in [
+            ("seine", "Accepted True Accepted", true),
+            ("seine-waypoint", "Accepted True Accepted", true),
+            ("of-somebody", "Accepted False Unsupported", false),
+        ] {
+            let is = class_status(name, Some(3));
+            assert_eq!(said(&is["conditions"]), [expected]);
+            assert_eq!(is["supportedFeatures"].is_array(), has_features, "{name}");
+        }
     }
 
     #[test]

@@ -173,7 +173,10 @@ fn state<'a>(
     }
     State {
         listener,
-        kinds,
+        kinds: match refused {
+            Some(_) => Vec::new(),
+            None => kinds,
+        },
         refused,
         conflict: None,
         unresolved,

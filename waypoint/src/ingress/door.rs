@@ -201,8 +201,10 @@ async fn begin(
     let text = |error: std::io::Error| error.to_string();
     let hello = hello::read(&mut tcp).await.map_err(text)?;
     let Some(listener) = port.taking(&hello.host) else {
-        // It may be gone already.
-        let _ = tcp.write_all(&hello::UNRECOGNIZED_NAME).await;
+        // Where nothing but TLS that is passed on comes in, any word would be ours and not the host's. A client may be gone already.
+        if port.ends_tls() {
+            let _ = tcp.write_all(&hello::UNRECOGNIZED_NAME).await;
+        }
         return Err(format!("no listener is for {:?}", hello.host));
     };
     let stream = Rewound::new(hello.bytes, tcp);

@@ -129,6 +129,12 @@ impl Port {
         listeners.all(|listener| !matches!(listener.protocol, Protocol::Http))
     }
 
+    /// TLS ends at one of them.
+    pub fn ends_tls(&self) -> bool {
+        let mut listeners = self.0.iter();
+        listeners.any(|listener| matches!(listener.protocol, Protocol::Https(_)))
+    }
+
     /// Any of them, for what they have in common: they are of one Gateway.
     pub fn any(&self) -> Option<&Arc<Listener>> {
         self.0.first()
