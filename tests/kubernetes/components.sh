@@ -35,6 +35,8 @@ say() { printf -- '--- %s\n' "$*" >&2; }
 # The folder has links to what $KUBEBUILDER_ASSETS has, so that it alone is enough for the cluster tool.
 found() { # NAME: whether it is there, in the version that go.mod names
     local given=${KUBEBUILDER_ASSETS:-}/$1
+    # Of an earlier run.
+    [[ ! -L $bin/$1 || ! $given -ef $bin/$1 ]] || return 0
     if [[ -n ${KUBEBUILDER_ASSETS:-} && -x $given && ! $given -ef $bin/$1 ]]; then
         rm -f "$bin/$1" "$bin/$1.sum"
         ln -s "$(realpath "$given")" "$bin/$1"
