@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             a_token_decides_who_asks_and_the_service_is_told_and_nobody_else_tells_it,
             a_claim_decides_and_a_denial_by_one_wins,
             a_token_that_is_not_valid_is_refused_wherever_it_is_sent,
+            a_gateway_judges_the_tokens_of_clients_outside_the_mesh,
             the_keys_that_an_issuer_publishes_are_followed_through_rotation_and_outage,
             a_provider_says_whether_a_request_goes_on_and_changes_it,
             without_its_word_nothing_goes_on_unless_the_policy_says_so,
@@ -130,6 +131,34 @@ fn up() -> Result<Stage> {
         publisher,
         service("mesh", "issuer", "issuer", &PORTS),
         plain_namespace("plain"),
+        Pod::new("plain", "client", 1).object(),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "gw", "namespace": "mesh"},
+            "spec": {"gatewayClassName": "seine", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]},
+        }),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "back", "namespace": "mesh"},
+            "spec": {"parentRefs": [{"name": "gw"}], "rules": [{"backendRefs": [{"name": "back", "port": 80}]}]},
+        }),
+        Pod::new("mesh", "back", 2)
+            .serves(&["mirror:8080"])
+            .object(),
+        service("mesh", "back", "back", &PORTS),
+        at_gateway(policy(
+            "RequestAuthentication",
+            "outside",
+            json!({"jwtRules": [{
+                "issuer": ISSUER, "audiences": ["web"], "jwks": jwks(&issuer)?,
+                "outputClaimToHeaders": [{"header": "x-user", "path": ["sub"]}],
+            }]}),
+        )),
+        at_gateway(policy(
+            "AuthorizationPolicy",
+            "outside",
+            json!({"rules": [{"from": [{"requestPrincipals": [format!("{ISSUER}/alice")]}]}]}),
+        )),
         Pod::new("plain", "issuer", 2)
             .serves(&["page:8080"])
             .object(),
@@ -176,6 +205,13 @@ fn policy(kind: &str, name: &str, mut spec: Value) -> Value {
         "apiVersion": "policy.seine.dev/v1alpha1", "kind": kind,
         "metadata": {"name": name, "namespace": "mesh"}, "spec": spec,
     })
+}
+
+/// The same, attached to the Gateway.
+fn at_gateway(mut policy: Value) -> Value {
+    let gateway = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "gw"});
+    policy["spec"]["targetRefs"] = json!([gateway]);
+    policy
 }
 
 fn external(name: &str, paths: &str, provider: Value) -> Value {
@@ -293,6 +329,34 @@ fn a_token_decides_who_asks_and_the_service_is_told_and_nobody_else_tells_it(
         let (_, signature) = token.rsplit_once('.').context("it is signed")?;
         ensure!(!log.contains(signature), "a token is in the log");
     }
+    Ok(())
+}
+
+fn a_gateway_judges_the_tokens_of_clients_outside_the_mesh(stage: &Stage) -> Result<()> {
+    let address = stage.bed.service_ips("mesh/gw")?.0.to_string();
+    let ask = |token: Option<&str>, status: u16| {
+        let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
+        let request = format!(
+            "GET /x HTTP/1.1\r\nhost: any\r\nconnection: close\r\nx-user: root\r\n{}\r\n",
+            token.unwrap_or_default()
+        );
+        let asked = stage.bed.ask("plain/client", &address, 80, &request)?;
+        let begins = format!("HTTP/1.1 {status}");
+        ensure!(asked.received.starts_with(&begins), "{status}: {asked:?}");
+        Ok(asked.received.to_lowercase())
+    };
+    let answer = ask(Some(&stage.token(&json!({}))?), 200)?;
+    ensure!(
+        answer.contains("x-user: alice") && !answer.contains("root"),
+        "{answer}"
+    );
+    ask(None, 403)?;
+    ask(Some(&stage.token(&json!({"sub": "bob"}))?), 403)?;
+    ask(Some(&stage.token(&json!({"aud": "other"}))?), 401)?;
+    ask(Some(&stage.token(&json!({"exp": 1}))?), 401)?;
+    let header = Header::new(Algorithm::ES256);
+    let strange = encode(&header, &Stage::claims(&json!({})), &stage.stranger)?;
+    ask(Some(&strange), 401)?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ const OTHERS: [HeaderName; 2] = [
 
 /// Writes who asks into the headers of a request, and gives the client's address. `peer` is the other end of the
 /// connection, with `trusted` proxies, itself the last of them, between it and the client.
-pub(super) fn mark(
+pub fn mark(
     headers: &mut HeaderMap,
     peer: SocketAddr,
     scheme: &'static str,

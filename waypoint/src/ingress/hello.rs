@@ -25,29 +25,42 @@ pub(super) struct Hello {
 /// Reads it; what comes after it may have been read, too.
 pub(super) async fn read(tcp: &mut TcpStream) -> io::Result<Hello> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let mut acceptor = Acceptor::default();
+    let mut greeting = Greeting::default();
     let mut bytes = Vec::new();
     while bytes.len() < MAX_HELLO {
         let before = bytes.len();
         if tcp.read_buf(&mut bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let mut new = &bytes[before..];
-        while !new.is_empty() {
-            acceptor.read_tls(&mut new)?;
-            match acceptor.accept() {
+        if let Some(host) = greeting.hear(&bytes[before..]).map_err(invalid)? {
+            return Ok(Hello { host, bytes });
+        }
+    }
+    Err(invalid("the ClientHello is too long".into()))
+}
+
+/// A ClientHello that comes piece by piece.
+#[derive(Default)]
+pub struct Greeting(Acceptor);
+
+impl Greeting {
+    /// Takes the next piece; the host that is asked for once that is known, in lower case, empty where none is named.
+    pub fn hear(&mut self, mut piece: &[u8]) -> Result<Option<String>, String> {
+        while !piece.is_empty() {
+            let taken = self.0.read_tls(&mut piece);
+            taken.map_err(|error| error.to_string())?;
+            match self.0.accept() {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
                     let hello = accepted.client_hello();
                     let host = hello.server_name().unwrap_or_default();
-                    let host = host.trim_end_matches('.').to_ascii_lowercase();
-                    return Ok(Hello { host, bytes });
+                    return Ok(Some(host.trim_end_matches('.').to_ascii_lowercase()));
                 }
-                Err((error, _)) => return Err(invalid(error.to_string())),
+                Err((error, _)) => return Err(error.to_string()),
             }
         }
+        Ok(None)
     }
-    Err(invalid("the ClientHello is too long".into()))
 }
 
 /// A connection of which some bytes have been read before.
