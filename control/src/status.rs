@@ -3,6 +3,7 @@
 //! The admin page `/status` shows them; where there is an API server, [`crate::publish`] writes
 //! them there. One pure function of the model, of what the proxies hold, and of problems.
 
+pub mod backend_tls;
 pub mod binding;
 mod features;
 pub mod gateway;
@@ -103,14 +104,7 @@ pub fn report(model: &Model, totals: &Totals, problems: &[Problem]) -> Vec<Objec
         }
     }
     for ((kind, key), found) in &findings.routes {
-        let http = objects.http_routes.get(key).map(|route| &route.metadata);
-        let grpc = objects.grpc_routes.get(key).map(|route| &route.metadata);
-        let tls = objects.tls_routes.get(key).map(|route| &route.metadata);
-        let metadata = match kind {
-            Kind::GrpcRoute => grpc,
-            Kind::TlsRoute => tls,
-            _ => http,
-        };
+        let metadata = objects.route(*kind, key).map(|route| route.metadata);
         let generation = metadata.and_then(|metadata| metadata.generation);
         let message = found.said.join("; ");
         let condition = condition("Programmed", false, "NotObeyed", message, generation);

@@ -112,7 +112,9 @@ fn configuration(shared: &Shared) -> Value {
             "protocol": match listener.protocol {
                 Protocol::Http => "HTTP",
                 Protocol::Https(_) => "HTTPS",
-                Protocol::Passthrough => "TLS",
+                Protocol::Tls(_) => "TLS (Terminate)",
+                Protocol::Passthrough => "TLS (Passthrough)",
+                Protocol::Tcp => "TCP",
             },
             "hosts": format!("{:?}", listener.hosts),
             "trustedProxies": listener.trusted_proxies,

@@ -10,6 +10,7 @@ use seine_identity::AcceptedIdentities;
 use seine_workload::{Destination, HBONE_PORT, Service, Target, Transport, Unavailable, Upstream};
 use tracing::Span;
 
+use crate::backend_tls::BackendTls;
 use crate::bind::{First, Pod};
 use crate::failure::Failure;
 use crate::session::{self, Token};
@@ -65,6 +66,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) first: &'a First,
     /// The name of a workload that is asked if it is there and does not fail.
     pub(crate) of_session: Option<&'a Arc<str>>,
+    /// That it speaks TLS itself.
+    pub(crate) tls: Option<&'a Arc<BackendTls>>,
     /// The request's, within which its attempts are.
     pub(crate) span: Span,
     /// What is known of the service.
@@ -92,6 +95,7 @@ impl<'a> Wanted<'a> {
             port,
             first,
             of_session: None,
+            tls: None,
             span: Span::none(),
             backend,
             hash,

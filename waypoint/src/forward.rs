@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use seine_workload::{AppProtocol, Service};
 use tokio::time::{sleep, timeout};
 
+use crate::backend_tls::BackendTls;
 use crate::balance::InFlight;
 use crate::bind::Bound;
 use crate::body::{Outgoing, Source};
@@ -29,17 +30,23 @@ pub(crate) struct Call {
     pub(crate) port: u16,
     /// The name of the workload of its session, which is asked if it can be.
     pub(crate) of_session: Option<Arc<str>>,
+    /// That it speaks TLS itself.
+    pub(crate) tls: Option<Arc<BackendTls>>,
 }
 
 impl Call {
     /// To a route's backend.
     pub(crate) fn to(shared: &Shared, backend: &Backend) -> Result<Self, Failure> {
         let service = shared.store.service(&backend.service);
+        // That of a Gateway's backends alone: docs/INGRESS.md.
+        let tls = backend.tls.as_ref().filter(|_| shared.config.ingress);
+        let tls = tls.cloned().transpose().map_err(Failure::Unavailable)?;
         let unknown = || Failure::Unavailable(format!("{} is not known", backend.service));
         Ok(Self {
             service: service.ok_or_else(unknown)?,
             port: backend.port,
             of_session: None,
+            tls,
         })
     }
 
@@ -119,6 +126,7 @@ pub(crate) async fn forward(
         pod: bound.pod.as_ref(),
         span: entry.span.clone(),
         of_session: call.of_session.as_ref(),
+        tls: call.tls.as_ref(),
         ..Wanted::new(shared, service, &bound.first, &parts.headers)
     };
     let sent = attempts(shared, &to, rule, &parts, &mut body, entry);

@@ -12,7 +12,9 @@ use crate::rule::{HeaderChange, PathMatch, Redirect, Rewrite};
 
 /// What a proxy of ours alone may say: taken from every caller.
 const OWN_PREFIX: &str = "x-seine-";
-const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Who the client is by its certificate; only a Gateway says it.
+pub(crate) const CLIENT_CERTIFICATE: HeaderName =
+    HeaderName::from_static("x-forwarded-client-cert");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 

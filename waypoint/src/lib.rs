@@ -14,6 +14,7 @@
 mod admin;
 pub mod app;
 pub mod authentication;
+mod backend_tls;
 mod balance;
 mod bind;
 mod body;

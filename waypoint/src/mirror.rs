@@ -50,7 +50,10 @@ pub(crate) fn start(
     let (shared, bound) = (shared.clone(), bound.clone());
     tokio::spawn(async move {
         let service = (&call.service, call.port);
-        let to = Wanted::new(&shared, service, &bound.first, &parts.headers);
+        let to = Wanted {
+            tls: call.tls.as_ref(),
+            ..Wanted::new(&shared, service, &bound.first, &parts.headers)
+        };
         let request = Request::from_parts(parts, copy);
         let exchange = async {
             let (response, _load) = shared

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{LOCATION, ORIGIN};
-use http::{HeaderValue, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, request};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -66,6 +66,12 @@ async fn route(
     entry.path.clone_from(&head.path);
     entry.host.clone_from(&head.host);
     head::strip_own(&mut parts.headers);
+    let tell = |headers: &mut HeaderMap| {
+        if let Some(door) = &bound.door {
+            door.tell(headers);
+        }
+    };
+    tell(&mut parts.headers);
     let token = authenticate(shared, bound, &mut head, &mut parts).await?;
     entry.principal = token.as_ref().and_then(|token| token.principal.clone());
     let decision = judge(shared, bound, Some((&head, &parts, token.as_ref()))).await;
@@ -95,6 +101,8 @@ async fn route(
     let upgrade = upgrade::wanted(&mut parts);
     let grpc = is_grpc(parts.version, &parts.headers);
     head::strip_hop_by_hop(&mut parts.headers);
+    // A client may have named it as one that goes no further.
+    tell(&mut parts.headers);
     let allowed = Allowed {
         parts,
         head,
@@ -130,6 +138,7 @@ async fn routed(
             service: bound.service.clone(),
             port: bound.port,
             of_session: None,
+            tls: None,
         };
         return forward(shared, bound, None, call, allowed, &[], entry).await;
     };

@@ -661,6 +661,7 @@ mod tests {
             weight,
             filters: Vec::new(),
             refused: None,
+            tls: None,
         };
         let backends = [backend(3), backend(0), backend(1)];
         let mut counts = [0; 3];

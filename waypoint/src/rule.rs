@@ -1,5 +1,6 @@
 //! Rules of routes as they are obeyed, parsed from the wire.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -7,6 +8,7 @@ use seine_policy::Pattern;
 use seine_proto::waypoint::{self as wire, filter, r#match, path_change};
 use seine_workload::ServiceKey;
 
+use crate::backend_tls::BackendTls;
 use crate::ingress::hosts::Hosts;
 use crate::session::Session;
 
@@ -191,6 +193,8 @@ pub struct Backend {
     pub filters: Vec<Filter>,
     /// Why there is none.
     pub refused: Option<String>,
+    /// That it speaks TLS itself, or why it isn't known how.
+    pub tls: Option<Result<Arc<BackendTls>, String>>,
 }
 
 impl Rule {
@@ -334,8 +338,18 @@ impl Backend {
             weight: message.weight,
             filters: filters(&message.filters)?,
             refused,
+            tls: message.tls.as_ref().map(tls).transpose()?,
         })
     }
+}
+
+fn tls(message: &wire::BackendTls) -> Result<Result<Arc<BackendTls>, String>, String> {
+    if let Some(why) = some(&message.refused) {
+        return Ok(Err(why));
+    }
+    let read = BackendTls::parse(message);
+    read.map(|tls| Ok(Arc::new(tls)))
+        .map_err(|why| format!("backends: {why}"))
 }
 
 fn filters(messages: &[wire::Filter]) -> Result<Vec<Filter>, String> {

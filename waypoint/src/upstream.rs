@@ -24,6 +24,7 @@ use seine_identity::{CertificateManager, Identity};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::backend_tls::{BackendTls, Within};
 use crate::balance::InFlight;
 use crate::bind::First;
 use crate::body::Outgoing;
@@ -56,6 +57,8 @@ struct Key {
     /// Of clients without an identity all: the destination judges this proxy, and is told of no other.
     first: Option<(Identity, IpAddr)>,
     two: bool,
+    /// That it speaks TLS itself.
+    tls: Option<Arc<BackendTls>>,
     /// Of our certificate and trust.
     generation: u64,
 }
@@ -136,7 +139,9 @@ impl Upstreams {
             *seen = Some(endpoint.clone());
             let mut load = backend.loads.begin(endpoint.address, &upload, slot.take());
             let mut span = trace::attempt(&to.span, &endpoint, avoided.len(), &mut request);
-            let answer = self.attempt(shared, &endpoint, to.first, request).await;
+            let answer = self
+                .attempt(shared, &endpoint, (to.first, to.tls), request)
+                .await;
             let answer = answer.map_err(|unanswered| match upload.failure() {
                 Some(failure) => (failure, None),
                 None => unanswered,
@@ -174,7 +179,7 @@ impl Upstreams {
         &self,
         shared: &Shared,
         endpoint: &Endpoint,
-        first: &First,
+        (first, tls): (&First, Option<&Arc<BackendTls>>),
         mut request: Request,
     ) -> Result<Response, Unanswered> {
         let two = request.version() == Version::HTTP_2;
@@ -187,6 +192,7 @@ impl Upstreams {
             tunnel: endpoint.tunnel.clone(),
             first: (first.identity.clone()).map(|identity| (identity, first.address.ip())),
             two,
+            tls: tls.cloned(),
             generation,
         };
         // One that was idle may have been closed by its other end at this moment: then a new one is made.
@@ -200,7 +206,7 @@ impl Upstreams {
         let trace = trace.and_then(|_| request.headers().get("traceparent"));
         let trace = trace.and_then(|value| TraceParent::parse(value.to_str().ok()?));
         let opening = (generation, trace);
-        let connected = self.connect(shared, endpoint, first, two, opening).await;
+        let connected = self.connect(shared, endpoint, first, &key, opening).await;
         let sender = match connected {
             Ok(sender) => sender,
             Err(failure) => {
@@ -263,11 +269,18 @@ impl Upstreams {
         shared: &Shared,
         endpoint: &Endpoint,
         first: &First,
-        two: bool,
+        key: &Key,
         opening: Opening,
     ) -> Result<Sender, Failure> {
-        let io = TokioIo::new(self.open(shared, endpoint, first, opening).await?);
-        if two {
+        let mut io = self.open(shared, endpoint, first, opening).await?;
+        if let Some(tls) = &key.tls {
+            let to = endpoint.address;
+            let within = if key.two { Within::Two } else { Within::One };
+            let over = tls.over(io, within).await;
+            io = over.map_err(|source| Failure::Connect { to, source })?;
+        }
+        let io = TokioIo::new(io);
+        if key.two {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .handshake(io)
                 .await

@@ -24,9 +24,10 @@ use super::watched::Watched;
 use super::waypoint::Made;
 use super::writer::apply;
 use crate::model::Model;
+use crate::status::backend_tls::ancestor_statuses;
 use crate::status::gateway::{class_status, gateway_status};
 use crate::status::ingress::ingress_status;
-use crate::status::route::{Route, parent_statuses};
+use crate::status::route::parent_statuses;
 
 /// Changes are gathered for so long; what failed is tried again after it.
 const GATHER: Duration = Duration::from_millis(500);
@@ -133,14 +134,17 @@ enum Told {
     Class,
     Gateway,
     Route(Kind),
+    BackendTls,
 }
 
-const KINDS: [Told; 5] = [
+const KINDS: [Told; 7] = [
     Told::Class,
     Told::Gateway,
     Told::Route(Kind::HttpRoute),
     Told::Route(Kind::GrpcRoute),
     Told::Route(Kind::TlsRoute),
+    Told::Route(Kind::TcpRoute),
+    Told::BackendTls,
 ];
 
 impl Told {
@@ -152,6 +156,7 @@ impl Told {
             }
             Self::Gateway => resource(Kind::Gateway),
             Self::Route(kind) => resource(kind),
+            Self::BackendTls => resource(Kind::BackendTlsPolicy),
         }
     }
 
@@ -164,7 +169,7 @@ impl Told {
         model: &Model,
         made: &Made,
     ) -> Option<Value> {
-        let objects = &model.objects;
+        let (objects, claims) = (&model.objects, &model.findings.claims);
         // A model that is behind is about an older version; its successor is under way.
         let is_current =
             |generation: Option<i64>| generation.unwrap_or_default() >= object.generation;
@@ -181,17 +186,22 @@ impl Told {
                         Some(gateway_status(objects, key, gateway, outcome))
                     }
                     true if gateway.is_ingress() => {
-                        Some(ingress_status(objects, key, gateway, outcome))
+                        Some(ingress_status(objects, key, gateway, claims, outcome))
                     }
                     _ => None,
                 }
             }
+            Self::BackendTls => {
+                let policy = objects.backend_tls_policies.get(key)?;
+                is_current(policy.metadata.generation)
+                    .then(|| json!({"ancestors": ancestor_statuses(objects, claims, key, policy)}))
+            }
             Self::Route(kind) => {
-                let route = Route::find(objects, kind, key)?;
-                is_current(route.generation()).then(|| {
+                let route = objects.route(kind, key)?;
+                is_current(route.metadata.generation).then(|| {
                     let found = model.findings.routes.get(&(kind, key.clone()));
                     let refused = found.map_or(&[][..], |found| &found.refused);
-                    json!({"parents": parent_statuses(objects, settings, &route, refused)})
+                    json!({"parents": parent_statuses(objects, settings, &route, claims, refused)})
                 })
             }
         }
@@ -231,22 +241,21 @@ fn due(
     now: Timestamp,
 ) -> Option<Value> {
     with_times(&mut wanted, &object.status, now);
-    // The list of parents is one value to the API server: who applies it has all of it. So the others' items are written
-    // too, as they were in the version that is named; the API server refuses if that is not the newest.
-    let parents = |status: &Value, own: bool| -> Vec<Value> {
-        let all = status["parents"].as_array();
+    // The list of parents, or of ancestors, is one value to the API server: who applies it has all of it. So the others' items are
+    // written too, as they were in the version that is named; the API server refuses if that is not the newest.
+    let list = ["parents", "ancestors"]
+        .into_iter()
+        .find(|list| wanted[*list].is_array());
+    let items = |status: &Value, list: &str, own: bool| -> Vec<Value> {
+        let all = status[list].as_array();
         let all = all.into_iter().flatten();
         all.filter(|one| (one["controllerName"] == CONTROLLER) == own)
             .cloned()
             .collect()
     };
-    let has_parents = wanted["parents"].is_array();
-    let (is, own) = match has_parents {
-        true => (
-            json!({"parents": parents(&object.status, true)}),
-            parents(&wanted, true),
-        ),
-        false => (object.status.clone(), Vec::new()),
+    let is = match list {
+        Some(list) => json!({list: items(&object.status, list, true)}),
+        None => object.status.clone(),
     };
     if is_same(&is, &wanted) {
         return None;
@@ -256,9 +265,13 @@ fn due(
     if !key.namespace.is_empty() {
         metadata["namespace"] = json!(key.namespace);
     }
-    if has_parents {
+    if let Some(list) = list {
         metadata["resourceVersion"] = json!(object.resource_version);
-        wanted["parents"] = json!([parents(&object.status, false), own].concat());
+        let (others, own) = (
+            items(&object.status, list, false),
+            items(&wanted, list, true),
+        );
+        wanted[list] = json!([others, own].concat());
     }
     Some(json!({
         "apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata, "status": wanted,
@@ -266,7 +279,13 @@ fn due(
 }
 
 /// Lists that are ours as a whole, of which nothing may be left over.
-const WHOLE: [&str; 4] = ["addresses", "listeners", "parents", "supportedFeatures"];
+const WHOLE: [&str; 5] = [
+    "addresses",
+    "ancestors",
+    "listeners",
+    "parents",
+    "supportedFeatures",
+];
 
 fn is_same(is: &Value, wanted: &Value) -> bool {
     let length = |value: &Value| value.as_array().map_or(0, Vec::len);
@@ -291,6 +310,7 @@ fn with_times(wanted: &mut Value, known: &Value, now: Timestamp) {
     for (list, keys) in [
         ("listeners", &["name"][..]),
         ("parents", &["parentRef", "controllerName"]),
+        ("ancestors", &["ancestorRef", "controllerName"]),
     ] {
         let Some(items) = wanted.get_mut(list).and_then(Value::as_array_mut) else {
             continue;

@@ -31,12 +31,19 @@ const OF_BOTH: &[&str] = &[
 ];
 /// Of Gateways of class `seine` alone.
 const OF_INGRESS: &[&str] = &[
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "Gateway",
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
     "GatewayHTTPListenerIsolation",
     "GatewayHTTPSListenerDetectMisdirectedRequests",
     "GatewayInfrastructure",
     "GatewayPort8080",
+    "TCPRoute",
     "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
 ];
 /// Of waypoints alone.
 const OF_WAYPOINTS: &[&str] = &[

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use seine_objects::gateway::{GROUP, Gateway, ParentRef};
-use seine_objects::{Kind, ObjectKey, ObjectSet};
+use seine_objects::gateway::{GROUP, Gateway};
+use seine_objects::{ObjectKey, ObjectSet};
 use serde_json::{Value, json};
 
 use super::gateway::programmed;
 use super::{Condition, condition};
 use crate::publish::waypoint::Outcome;
 use crate::translate::ingress::{self, Because, Candidate, State};
+use crate::translate::{Claims, clients};
 
 type Verdict = (bool, &'static str, String);
 
@@ -18,6 +19,7 @@ pub fn ingress_status(
     objects: &ObjectSet,
     key: &ObjectKey,
     gateway: &Gateway,
+    claims: &Claims,
     outcome: Option<&Outcome>,
 ) -> Value {
     let generation = gateway.metadata.generation;
@@ -30,23 +32,34 @@ pub fn ingress_status(
         true => programmed(objects, key, outcome, no_address),
         false => (false, "Invalid", "it is not accepted".into()),
     };
-    let attached = attached(objects, key);
-    let listeners = states.iter().enumerate().map(|(index, state)| {
-        json!({
-            "name": state.listener.name,
-            "attachedRoutes": attached.get(&index).copied().unwrap_or_default(),
-            "supportedKinds": state.kinds.iter()
-                .map(|kind| json!({"group": GROUP, "kind": kind.to_string()}))
-                .collect::<Vec<_>>(),
-            "conditions": of_listener(state, &programmed, generation),
+    let attached = attached(objects, key, claims);
+    let listeners: Vec<_> = states
+        .iter()
+        .enumerate()
+        .map(|(index, state)| {
+            json!({
+                "name": state.listener.name,
+                "attachedRoutes": attached.get(&index).copied().unwrap_or_default(),
+                "supportedKinds": state.kinds.iter()
+                    .map(|kind| json!({"group": GROUP, "kind": kind.to_string()}))
+                    .collect::<Vec<_>>(),
+                "conditions": of_listener(state, &programmed, generation),
+            })
         })
+        .collect();
+    let insecure = clients::is_insecure(gateway).then(|| {
+        let why =
+            "AllowInsecureFallback: clients without a good certificate are let in at some port";
+        (true, "ConfigurationChanged", why.to_owned())
     });
     let said = |kind, (status, reason, message): Verdict| {
         condition(kind, status, reason, message, generation)
     };
+    let mut conditions = vec![said("Accepted", accepted), said("Programmed", programmed)];
+    conditions.extend(insecure.map(|verdict| said("InsecureFrontendValidationMode", verdict)));
     json!({
-        "listeners": listeners.collect::<Vec<_>>(),
-        "conditions": [said("Accepted", accepted), said("Programmed", programmed)],
+        "listeners": listeners,
+        "conditions": conditions,
         "addresses": addresses,
     })
 }
@@ -105,17 +118,12 @@ fn of_listener(state: &State<'_>, programmed: &Verdict, generation: Option<i64>)
 }
 
 /// How many routes are attached to each listener, by its index.
-fn attached(objects: &ObjectSet, key: &ObjectKey) -> BTreeMap<usize, usize> {
+fn attached(objects: &ObjectSet, key: &ObjectKey, claims: &Claims) -> BTreeMap<usize, usize> {
     let mut found = BTreeMap::new();
-    let mut count = |kind, route: &ObjectKey, hostnames: &[String], parents: &[ParentRef]| {
-        let candidate = Candidate {
-            kind,
-            key: route,
-            hostnames,
-        };
+    for route in objects.routes() {
         let mut listeners: Vec<usize> = Vec::new();
-        for parent in parents {
-            match ingress::attach(objects, &candidate, parent) {
+        for parent in route.parents {
+            match ingress::attach(objects, &Candidate::new(&route, claims), parent) {
                 Some((gateway, Ok(attached))) if gateway == *key => listeners.extend(attached),
                 _ => {}
             }
@@ -125,18 +133,6 @@ fn attached(objects: &ObjectSet, key: &ObjectKey) -> BTreeMap<usize, usize> {
         for index in listeners {
             *found.entry(index).or_default() += 1;
         }
-    };
-    for (route, object) in &objects.http_routes {
-        let spec = &object.spec;
-        count(Kind::HttpRoute, route, &spec.hostnames, &spec.parent_refs);
-    }
-    for (route, object) in &objects.grpc_routes {
-        let spec = &object.spec;
-        count(Kind::GrpcRoute, route, &spec.hostnames, &spec.parent_refs);
-    }
-    for (route, object) in &objects.tls_routes {
-        let spec = &object.spec;
-        count(Kind::TlsRoute, route, &spec.hostnames, &spec.parent_refs);
     }
     found
 }
@@ -203,7 +199,8 @@ spec: {parentRefs: [{name: other}], rules: []}
         let (objects, problems) = ObjectSet::from_yaml(&format!("{YAML}---\n{gateway}\n"));
         assert_eq!(problems, []);
         let key = ObjectKey::new("shop", "gw");
-        ingress_status(&objects, &key, &objects.gateways[&key], outcome)
+        let claims = Claims::of(&objects);
+        ingress_status(&objects, &key, &objects.gateways[&key], &claims, outcome)
     }
 
     fn said(list: &Value) -> Vec<String> {
@@ -222,7 +219,7 @@ spec: {parentRefs: [{name: other}], rules: []}
             {"name": "a", "port": 80, "protocol": "HTTP"},
             {"name": "b", "port": 81, "protocol": "HTTP", "hostname": "*.example"},
             {"name": "c", "port": 443, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "gone"}]}},
-            {"name": "d", "port": 82, "protocol": "TCP"},
+            {"name": "d", "port": 82, "protocol": "UDP"},
         ]});
         let is = status(spec, Some(&Outcome::Made));
         assert_eq!(
@@ -257,6 +254,20 @@ spec: {parentRefs: [{name: other}], rules: []}
                 "Accepted False UnsupportedProtocol, Conflicted False NoConflicts, ResolvedRefs True ResolvedRefs, Programmed False Invalid",
             ]
         );
+    }
+
+    #[test]
+    fn that_clients_without_a_good_certificate_are_let_in_is_said_of_the_gateway() {
+        let conditions = |mode: &str| {
+            let spec = json!({
+                "listeners": [{"name": "a", "port": 80, "protocol": "HTTP"}],
+                "tls": {"frontend": {"default": {"validation": {"mode": mode}}}},
+            });
+            said(&status(spec, Some(&Outcome::Made))["conditions"])
+        };
+        let expected = "InsecureFrontendValidationMode True ConfigurationChanged";
+        assert_eq!(conditions("AllowInsecureFallback")[2], expected);
+        assert_eq!(conditions("AllowValidOnly").len(), 2);
     }
 
     #[test]

@@ -3,118 +3,29 @@
 //! A parent that nobody of ours looks after (another controller's Gateway, a Service of a namespace that isn't in the
 //! mesh) is not mentioned.
 
-use seine_objects::gateway::{
-    self, BackendRef, CONTROLLER, Filter, ParentRef, WAYPOINT_LABEL, binding,
-};
-use seine_objects::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use seine_objects::{EnrolmentSettings, Kind, ObjectKey, ObjectSet, enrolment};
+use seine_objects::gateway::{self, AnyRoute, CONTROLLER, ParentRef, WAYPOINT_LABEL, binding};
+use seine_objects::{EnrolmentSettings, ObjectKey, ObjectSet, enrolment};
 use serde_json::{Value, json};
 
 use super::condition;
 use crate::translate::ingress::{self, Because, Candidate};
-use crate::translate::{Unresolved, unresolved};
+use crate::translate::{Claims, Unresolved, is_of_connections, unresolved};
 
 type Verdict = (bool, &'static str, String);
-
-/// What routes of all kinds have.
-#[derive(Debug)]
-pub struct Route<'a> {
-    kind: Kind,
-    key: &'a ObjectKey,
-    metadata: &'a ObjectMeta,
-    parents: &'a [ParentRef],
-    hostnames: &'a [String],
-    backends: Vec<&'a BackendRef>,
-}
-
-impl<'a> Route<'a> {
-    /// The route of this kind and key, if there is one.
-    pub fn find(objects: &'a ObjectSet, kind: Kind, key: &'a ObjectKey) -> Option<Self> {
-        let (metadata, parents, hostnames, backends) = match kind {
-            Kind::HttpRoute => {
-                let route = objects.http_routes.get(key)?;
-                let rules = route.spec.rules.iter();
-                let rules = rules.map(|rule| (&*rule.filters, &*rule.backend_refs));
-                let spec = &route.spec;
-                (
-                    &route.metadata,
-                    &spec.parent_refs,
-                    &spec.hostnames,
-                    backends(rules),
-                )
-            }
-            Kind::GrpcRoute => {
-                let route = objects.grpc_routes.get(key)?;
-                let rules = route.spec.rules.iter();
-                let rules = rules.map(|rule| (&*rule.filters, &*rule.backend_refs));
-                let spec = &route.spec;
-                (
-                    &route.metadata,
-                    &spec.parent_refs,
-                    &spec.hostnames,
-                    backends(rules),
-                )
-            }
-            Kind::TlsRoute => {
-                let route = objects.tls_routes.get(key)?;
-                let spec = &route.spec;
-                let none: &[Filter] = &[];
-                let rules = spec.rules.iter().map(|rule| (none, &*rule.backend_refs));
-                (
-                    &route.metadata,
-                    &spec.parent_refs,
-                    &spec.hostnames,
-                    backends(rules),
-                )
-            }
-            _ => return None,
-        };
-        Some(Self {
-            kind,
-            key,
-            metadata,
-            parents,
-            hostnames,
-            backends,
-        })
-    }
-
-    /// Its version.
-    pub fn generation(&self) -> Option<i64> {
-        self.metadata.generation
-    }
-}
-
-/// Where requests go by the filters and backends of rules, and copies of them.
-fn backends<'a>(
-    rules: impl Iterator<Item = (&'a [Filter], &'a [BackendRef])>,
-) -> Vec<&'a BackendRef> {
-    let mirrors = |filters: &'a [Filter]| {
-        let mirrors = filters
-            .iter()
-            .filter_map(|filter| filter.request_mirror.as_ref());
-        mirrors.map(|mirror| &mirror.backend_ref)
-    };
-    let of_rule = |(filters, backends): (&'a [Filter], &'a [BackendRef])| {
-        let own = backends
-            .iter()
-            .flat_map(move |backend| mirrors(&backend.filters));
-        backends.iter().chain(own).chain(mirrors(filters))
-    };
-    rules.flat_map(of_rule).collect()
-}
 
 /// The items of `status.parents` that are ours. `refused`: rules that are answered with an error, each as a sentence.
 pub fn parent_statuses(
     objects: &ObjectSet,
     settings: &EnrolmentSettings,
-    route: &Route<'_>,
+    route: &AnyRoute<'_>,
+    claims: &Claims,
     refused: &[String],
 ) -> Vec<Value> {
-    let generation = route.generation();
+    let generation = route.metadata.generation;
+    let candidate = Candidate::new(route, claims);
     let mut found = Vec::new();
     for parent in route.parents {
-        let Some(accepted) = accepted(objects, settings, route, parent) else {
+        let Some(accepted) = accepted(objects, settings, &candidate, parent) else {
             continue;
         };
         let (accepts, reason, message) = match accepted {
@@ -138,16 +49,11 @@ pub fn parent_statuses(
 fn accepted(
     objects: &ObjectSet,
     settings: &EnrolmentSettings,
-    route: &Route<'_>,
+    route: &Candidate<'_>,
     parent: &ParentRef,
 ) -> Option<Verdict> {
     let key = route.key;
-    let candidate = Candidate {
-        kind: route.kind,
-        key,
-        hostnames: route.hostnames,
-    };
-    if let Some((gateway, attached)) = ingress::attach(objects, &candidate, parent) {
+    if let Some((gateway, attached)) = ingress::attach(objects, route, parent) {
         return Some(match attached {
             Ok(_) => {
                 let message = format!("it is attached to Gateway {gateway}");
@@ -171,9 +77,10 @@ fn accepted(
             );
             no("NotAllowedByListeners", why)
         }
-        ("" | "core", "Service") if route.kind == Kind::TlsRoute => {
-            let why = "a TLSRoute is for Gateways: a Service can't be its parent";
-            no("NoMatchingParent", why.into())
+        ("" | "core", "Service") if is_of_connections(route.kind) => {
+            let kind = route.kind;
+            let why = format!("a {kind} is for Gateways: a Service can't be its parent");
+            no("NoMatchingParent", why)
         }
         ("" | "core", "Service") => {
             let own = objects.namespace(namespace);
@@ -214,13 +121,12 @@ fn accepted(
 }
 
 /// Whether all backends can be used; the first that can't says why.
-fn resolved(objects: &ObjectSet, route: &Route<'_>) -> Verdict {
-    let Route {
-        kind, key, parents, ..
-    } = *route;
-    let mut backends = route.backends.iter();
+fn resolved(objects: &ObjectSet, route: &AnyRoute<'_>) -> Verdict {
+    let own = &route.key.namespace;
+    let backends = objects.route_backends(route.kind, route.key);
+    let mut backends = backends.into_iter();
     let unresolved =
-        backends.find_map(|backend| unresolved(objects, kind, &key.namespace, parents, backend));
+        backends.find_map(|backend| unresolved(objects, route.kind, own, route.parents, backend));
     match unresolved {
         Some(Unresolved { reason, message }) => (false, reason, message),
         None => (true, "ResolvedRefs", "every backend is there".into()),
@@ -230,6 +136,7 @@ fn resolved(objects: &ObjectSet, route: &Route<'_>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use seine_objects::Kind;
 
     const OBJECTS: &str = "
 apiVersion: v1
@@ -292,9 +199,9 @@ spec: {gatewayClassName: seine, listeners: [{name: web, port: 80, protocol: HTTP
         let (objects, problems) = ObjectSet::from_yaml(&format!("{OBJECTS}---\n{route}\n"));
         assert_eq!(problems, []);
         let key = ObjectKey::new("shop", "r");
-        let route = Route::find(&objects, Kind::HttpRoute, &key).unwrap();
+        let route = objects.route(Kind::HttpRoute, &key).unwrap();
         let settings = EnrolmentSettings::default();
-        let statuses = parent_statuses(&objects, &settings, &route, refused);
+        let statuses = parent_statuses(&objects, &settings, &route, &Claims::of(&objects), refused);
         let status = statuses.first()?;
         assert_eq!(
             (&status["parentRef"], &status["controllerName"]),

@@ -9,11 +9,13 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use seine_objects::gateway::{self, Gateway, Listener, ParentRef, SecretRef};
+use seine_objects::gateway::{self, AnyRoute, CoreRef, Gateway, Listener, ParentRef};
 use seine_objects::{Kind, ObjectKey, ObjectSet};
 use seine_proto::waypoint as wire;
 use seine_proto::waypoint::listener::Protocol;
 
+use super::claims::Claims;
+use super::clients::{self, Clients};
 use super::{Resources, Settings, service};
 
 /// Annotation of `spec.infrastructure`: how many proxies before the Gateway are believed what they say of clients.
@@ -33,7 +35,7 @@ pub(crate) struct Because {
 }
 
 impl Because {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             reason,
             message: message.into(),
@@ -53,6 +55,8 @@ pub(crate) struct State<'a> {
     pub(crate) conflict: Option<Because>,
     /// Which reference leads nowhere.
     pub(crate) unresolved: Option<Because>,
+    /// What is asked of its clients in TLS.
+    pub(super) clients: Option<wire::ClientCertificates>,
     protocol: Protocol,
     certificates: Vec<wire::Certificate>,
 }
@@ -116,7 +120,7 @@ pub(crate) fn listeners<'a>(
         .map(|(index, listener)| {
             let of_it = format!("spec.listeners[{index}].");
             let unread = unread.iter().find(|path| path.starts_with(&of_it));
-            state(objects, key, listener, unread)
+            state(objects, (key, gateway), listener, unread)
         })
         .collect();
     for index in 0..states.len() {
@@ -132,16 +136,15 @@ pub(crate) fn listeners<'a>(
 
 fn state<'a>(
     objects: &ObjectSet,
-    key: &ObjectKey,
+    (key, gateway): (&ObjectKey, &Gateway),
     listener: &'a Listener,
     unread: Option<&String>,
 ) -> State<'a> {
     let name = &listener.name;
     let protocol = protocol(listener);
-    let mode = listener.tls.as_ref().and_then(|tls| tls.mode.as_deref());
     let refused = if protocol == Protocol::Unknown {
         let message = format!(
-            "listener {name}: protocol {} is not supported: use HTTP, HTTPS or TLS",
+            "listener {name}: protocol {} is not supported: use HTTP, HTTPS, TLS or TCP",
             listener.protocol
         );
         Some(Because::new("UnsupportedProtocol", message))
@@ -151,26 +154,26 @@ fn state<'a>(
     } else if let Some(path) = unread {
         let message = format!("listener {name}: {path} is not supported");
         Some(Because::new("UnsupportedValue", message))
-    } else if (mode == Some("Passthrough")) != (protocol == Protocol::TlsPassthrough) {
-        let message = format!(
-            "listener {name}: TLS is ended (Terminate) with protocol HTTPS, and passed on (Passthrough) with TLS"
-        );
-        Some(Because::new("UnsupportedValue", message))
     } else {
-        None
+        misplaced(listener, protocol).map(|why| {
+            let message = format!("listener {name}: {why}");
+            Because::new("UnsupportedValue", message)
+        })
     };
     let (kinds, bad_kind) = kinds(listener);
     let mut unresolved = bad_kind.map(|kind| {
         let message = format!("listener {name}: routes of kind {kind} can't be attached to it");
         Because::new("InvalidRouteKinds", message)
     });
-    let mut certificates = Vec::new();
-    if protocol == Protocol::Https {
+    let (mut certificates, mut asked) = (Vec::new(), Clients::default());
+    if matches!(protocol, Protocol::Https | Protocol::Tls) {
         match self::certificates(objects, key, listener) {
             Ok(found) => certificates = found,
             Err(why) => unresolved = unresolved.or(Some(why)),
         }
+        asked = clients::of(objects, key, gateway, listener);
     }
+    let refused = refused.or(asked.refused);
     State {
         listener,
         kinds: match refused {
@@ -179,7 +182,8 @@ fn state<'a>(
         },
         refused,
         conflict: None,
-        unresolved,
+        unresolved: unresolved.or(asked.unresolved),
+        clients: asked.message,
         protocol,
         certificates,
     }
@@ -189,8 +193,39 @@ fn protocol(listener: &Listener) -> Protocol {
     match &*listener.protocol {
         "HTTP" => Protocol::Http,
         "HTTPS" => Protocol::Https,
-        "TLS" => Protocol::TlsPassthrough,
+        "TLS" if mode(listener) == Some("Passthrough") => Protocol::TlsPassthrough,
+        "TLS" => Protocol::Tls,
+        "TCP" => Protocol::Tcp,
         _ => Protocol::Unknown,
+    }
+}
+
+fn mode(listener: &Listener) -> Option<&str> {
+    listener.tls.as_ref().and_then(|tls| tls.mode.as_deref())
+}
+
+/// What of a listener its protocol has no place for.
+fn misplaced(listener: &Listener, protocol: Protocol) -> Option<&'static str> {
+    let has_tls = listener.tls.is_some();
+    match (protocol, mode(listener)) {
+        (Protocol::Https, Some("Passthrough")) => {
+            Some("TLS is ended (Terminate) with protocol HTTPS: pass it on with protocol TLS")
+        }
+        (_, Some(mode)) if !matches!(mode, "Terminate" | "Passthrough") => {
+            Some("tls.mode is neither Terminate nor Passthrough")
+        }
+        (Protocol::Http | Protocol::Tcp, _) if has_tls => {
+            Some("tls is for the protocols HTTPS and TLS")
+        }
+        (Protocol::Tcp, _)
+            if listener
+                .hostname
+                .as_ref()
+                .is_some_and(|host| !host.is_empty()) =>
+        {
+            Some("nobody says in TCP which hostname is meant")
+        }
+        _ => None,
     }
 }
 
@@ -198,7 +233,8 @@ fn protocol(listener: &Listener) -> Protocol {
 fn kinds(listener: &Listener) -> (Vec<Kind>, Option<String>) {
     let known: &[Kind] = match protocol(listener) {
         Protocol::Http | Protocol::Https => &[Kind::HttpRoute, Kind::GrpcRoute],
-        Protocol::TlsPassthrough => &[Kind::TlsRoute],
+        Protocol::Tls | Protocol::TlsPassthrough => &[Kind::TlsRoute],
+        Protocol::Tcp => &[Kind::TcpRoute],
         _ => &[],
     };
     let wanted = listener.allowed_routes.as_ref();
@@ -225,8 +261,12 @@ fn conflict(one: &State<'_>, other: &State<'_>) -> Option<Because> {
         return None;
     }
     let (port, name) = (one.listener.port, &other.listener.name);
-    let is_tls = |state: &State<'_>| state.protocol != Protocol::Http;
-    if is_tls(one) != is_tls(other) {
+    // With TLS the host is known before it is decided how to go on.
+    let begins = |state: &State<'_>| match state.protocol {
+        Protocol::Https | Protocol::Tls | Protocol::TlsPassthrough => Protocol::Tls,
+        other => other,
+    };
+    if begins(one) != begins(other) {
         let message = format!("port {port} is also listener {name}'s, of another protocol");
         return Some(Because::new("ProtocolConflict", message));
     }
@@ -248,7 +288,10 @@ fn certificates(
     let references = listener.tls.as_ref();
     let references = references.map_or(&[][..], |tls| &tls.certificate_refs);
     if references.is_empty() {
-        let message = format!("listener {}: HTTPS without a certificate", listener.name);
+        let message = format!(
+            "listener {}: TLS ends there without a certificate",
+            listener.name
+        );
         return Err(Because::new("InvalidCertificateRef", message));
     }
     let one = |reference| certificate(objects, key, reference);
@@ -258,7 +301,7 @@ fn certificates(
 fn certificate(
     objects: &ObjectSet,
     gateway: &ObjectKey,
-    reference: &SecretRef,
+    reference: &CoreRef,
 ) -> Result<wire::Certificate, Because> {
     let invalid = |message: String| Because::new("InvalidCertificateRef", message);
     let key = reference.secret(&gateway.namespace);
@@ -303,6 +346,19 @@ pub(crate) struct Candidate<'a> {
     pub(crate) kind: Kind,
     pub(crate) key: &'a ObjectKey,
     pub(crate) hostnames: &'a [String],
+    /// What other routes have already.
+    pub(crate) claims: &'a Claims,
+}
+
+impl<'a> Candidate<'a> {
+    pub(crate) fn new(route: &AnyRoute<'a>, claims: &'a Claims) -> Self {
+        Self {
+            kind: route.kind,
+            key: route.key,
+            hostnames: route.hostnames,
+            claims,
+        }
+    }
 }
 
 /// The listeners that a route is attached to by one of its parents, by their index; `None`: the parent is no Gateway that we
@@ -355,12 +411,25 @@ fn attach_to(
     let attached = allowed.into_iter();
     let attached = attached.filter(|(_, listener)| listener.takes_any_of(route.hostnames));
     let attached: Vec<_> = attached.map(|(index, _)| index).collect();
-    match attached.is_empty() {
-        true => {
-            let message = format!("no listener of Gateway {key} is for the route's hostnames");
-            Err(Because::new("NoMatchingListenerHostname", message))
+    if attached.is_empty() {
+        let message = format!("no listener of Gateway {key} is for the route's hostnames");
+        return Err(Because::new("NoMatchingListenerHostname", message));
+    }
+    let own = (route.kind, route.key.clone());
+    let before = |index: &usize| route.claims.before(&(key.clone(), *index), &own);
+    let left: Vec<_> = attached
+        .iter()
+        .copied()
+        .filter(|index| before(index).is_none())
+        .collect();
+    match attached.iter().find_map(before) {
+        Some((kind, older)) if left.is_empty() => {
+            let message = format!(
+                "{kind} {older} is older and about a host of this route's: at one listener a host is of HTTPRoutes or of GRPCRoutes"
+            );
+            Err(Because::new("HostnameConflict", message))
         }
-        false => Ok(attached),
+        _ => Ok(left),
     }
 }
 
@@ -425,6 +494,7 @@ pub(super) fn translate(objects: &ObjectSet, settings: &Settings, resources: &mu
                 protocol: state.protocol.into(),
                 hostname: state.listener.hostname.clone().unwrap_or_default(),
                 certificates: state.certificates,
+                clients: state.clients,
                 trusted_proxies: trusted,
             };
             (resource_name(key, state.listener), message)

@@ -109,8 +109,8 @@ fn what_cannot_be_obeyed_is_refused_and_nothing_of_it_is_served() {
     for (listener, expected) in [
         (with("port", json!(81)), "- - -"),
         (with("port", json!(15008)), "PortUnavailable - -"),
-        (with("protocol", json!("TCP")), "UnsupportedProtocol - -"),
-        (with("protocol", json!("TLS")), "UnsupportedValue - -"),
+        (with("protocol", json!("UDP")), "UnsupportedProtocol - -"),
+        (with("protocol", json!("TLS")), "- - InvalidCertificateRef"),
         (with("unknown", json!(1)), "UnsupportedValue - -"),
         (
             with("tls", json!({"mode": "Passthrough"})),
@@ -157,7 +157,13 @@ fn listeners_that_cannot_be_told_apart_are_all_conflicted() {
         listener("c", 80, "HTTP", "A.example"),
         listener("d", 81, "HTTP", ""),
         listener("e", 81, "HTTPS", "e.example"),
-        listener("f", 81, "TCP", ""),
+        listener("f", 81, "UDP", ""),
+        listener("g", 81, "TCP", ""),
+        listener("h", 82, "TCP", ""),
+        listener("i", 82, "TCP", ""),
+        {"name": "j", "port": 83, "protocol": "TLS", "hostname": "j.example", "tls": {"mode": "Passthrough"}},
+        listener("k", 83, "TLS", "k.example"),
+        listener("l", 83, "HTTPS", "k.example"),
     ]});
     assert_eq!(
         states(&[gateway(spec)]),
@@ -168,8 +174,38 @@ fn listeners_that_cannot_be_told_apart_are_all_conflicted() {
             "- ProtocolConflict -",
             "- ProtocolConflict InvalidCertificateRef",
             "UnsupportedProtocol - -",
+            "- ProtocolConflict -",
+            "- HostnameConflict -",
+            "- HostnameConflict -",
+            "- - -",
+            "- HostnameConflict InvalidCertificateRef",
+            "- HostnameConflict InvalidCertificateRef",
         ]
     );
+}
+
+#[test]
+fn what_a_protocol_has_no_place_for_makes_no_listener_of_it() {
+    let listener = |protocol: &str, tls: Value, host: &str| json!({"name": "a", "port": 443, "protocol": protocol, "tls": tls, "hostname": host});
+    let passed = || json!({"mode": "Passthrough"});
+    for (listener, expected) in [
+        (listener("TLS", passed(), ""), "- - -"),
+        (listener("HTTPS", passed(), ""), "UnsupportedValue"),
+        (
+            listener("TLS", json!({"mode": "Other"}), ""),
+            "UnsupportedValue",
+        ),
+        (listener("HTTP", passed(), ""), "UnsupportedValue"),
+        (listener("TCP", json!({}), ""), "UnsupportedValue"),
+        (
+            listener("TCP", Value::Null, "a.example"),
+            "UnsupportedValue",
+        ),
+        (listener("TCP", Value::Null, ""), "- - -"),
+    ] {
+        let state = states(&[gateway(json!({"listeners": [listener]}))]).remove(0);
+        assert!(state.starts_with(expected), "{listener}: {state}");
+    }
 }
 
 #[test]
@@ -251,6 +287,7 @@ fn a_route_is_attached_where_listener_namespace_kind_and_host_admit_it() {
             kind,
             key: &key,
             hostnames: &hostnames,
+            claims: &crate::translate::Claims::default(),
         };
         match attach(&set, &candidate, &parent).unwrap().1 {
             Ok(found) => format!("{found:?}"),

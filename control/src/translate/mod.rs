@@ -5,6 +5,9 @@
 //! outputs knows exactly what must be sent.
 
 mod authentication;
+pub(crate) mod backend_tls;
+mod claims;
+pub(crate) mod clients;
 mod endpoints;
 pub(crate) mod ingress;
 mod istio;
@@ -32,9 +35,10 @@ use seine_proto::{
 };
 
 pub use self::workload::{DNS_ANNOTATION, WORKLOAD_EXTENSION};
+pub use claims::Claims;
 pub use policy::AUTHORIZATION_EXTENSION;
 pub use request::{REQUEST_EXTENSION, TOKEN_EXTENSION};
-pub(crate) use route::{Unresolved, unresolved};
+pub(crate) use route::{Unresolved, is_of_connections, unresolved};
 pub use service::SERVICE_EXTENSION;
 
 /// What the translation needs to know beside the objects.
@@ -105,6 +109,8 @@ pub struct Findings {
     pub authorization_policies: BTreeMap<ObjectKey, PolicyFinding>,
     /// By the route's kind and name.
     pub routes: BTreeMap<(Kind, ObjectKey), RouteFinding>,
+    /// Whose hosts are at the listeners of Gateways.
+    pub claims: Claims,
     /// By the `TrafficPolicy`.
     pub traffic_policies: BTreeMap<ObjectKey, TrafficFinding>,
     /// By the service that is bound to waypoints.
@@ -193,6 +199,7 @@ pub struct PolicyFinding {
 /// Translates everything.
 pub fn translate(objects: &ObjectSet, settings: &Settings) -> Resources {
     let mut resources = Resources::default();
+    resources.findings.claims = Claims::of(objects);
     let mut services = service::translate(objects, settings);
     let pods = workload::translate(objects, &services, settings, &mut resources);
     endpoints::translate(objects, &services, &pods, settings, &mut resources);

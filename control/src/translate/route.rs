@@ -1,4 +1,4 @@
-//! `HTTPRoute`, `GRPCRoute` and `TLSRoute` to the rules that waypoints obey.
+//! Routes of all kinds to the rules that waypoints obey.
 //!
 //! Nothing of a route is dropped: a rule with a part that waypoints don't know is answered with 500, and a backend
 //! that doesn't exist with its share of that, as the Gateway API wants it.
@@ -8,10 +8,10 @@ mod filter;
 mod matches;
 
 use seine_objects::{
-    Kind, ObjectKey, ObjectSet,
+    Kind, ObjectKey, ObjectSet, Objects,
     gateway::{
-        self, BackendRef, Filter, GrpcRoute, HttpRoute, ParentRef, Retry, SessionPersistence,
-        Timeouts, TlsRoute, parse_duration,
+        self, BackendRef, Filter, GrpcRouteRule, HttpRouteRule, ParentRef, Retry, RouteRule,
+        SessionPersistence, TcpRouteRule, Timeouts, TlsRouteRule, parse_duration,
     },
     k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -92,60 +92,107 @@ pub(super) fn translate(
         services,
         settings,
     };
-    for (key, route) in &objects.http_routes {
-        let common = Route {
-            kind: Kind::HttpRoute,
-            key,
-            metadata: &route.metadata,
-            parent_refs: &route.spec.parent_refs,
-            hostnames: &route.spec.hostnames,
-            unread: route.unread(),
-        };
-        translate_route(&common, &world, resources, || http_rules(route));
-    }
-    for (key, route) in &objects.grpc_routes {
-        let common = Route {
-            kind: Kind::GrpcRoute,
-            key,
-            metadata: &route.metadata,
-            parent_refs: &route.spec.parent_refs,
-            hostnames: &route.spec.hostnames,
-            unread: route.unread(),
-        };
-        translate_route(&common, &world, resources, || grpc_rules(route));
-    }
-    for (key, route) in &objects.tls_routes {
-        let common = Route {
-            kind: Kind::TlsRoute,
-            key,
-            metadata: &route.metadata,
-            parent_refs: &route.spec.parent_refs,
-            hostnames: &route.spec.hostnames,
-            unread: route.unread(),
-        };
-        translate_route(&common, &world, resources, || tls_rules(route));
+    translate_kind(&objects.http_routes, &world, resources);
+    translate_kind(&objects.grpc_routes, &world, resources);
+    translate_kind(&objects.tls_routes, &world, resources);
+    translate_kind(&objects.tcp_routes, &world, resources);
+}
+
+/// What a kind of routes has of its own.
+trait Translate: RouteRule {
+    /// The rule in the terms of all kinds.
+    fn rule(&self) -> Rule<'_>;
+
+    /// The rule of a route without rules.
+    fn implied() -> Option<Rule<'static>> {
+        None
     }
 }
 
-/// A route of TLS that is passed on leads on alone.
-fn tls_rules(route: &TlsRoute) -> Vec<Rule<'_>> {
-    let rules = route.spec.rules.iter().map(|rule| {
+fn translate_kind<R: Translate>(
+    routes: &Objects<gateway::Route<R>>,
+    world: &World<'_>,
+    resources: &mut Resources,
+) {
+    for (key, route) in routes {
+        let common = Route {
+            kind: R::KIND,
+            key,
+            metadata: &route.metadata,
+            parent_refs: &route.spec.parent_refs,
+            hostnames: &route.spec.hostnames,
+            unread: route.unread(),
+        };
+        translate_route(&common, world, resources, || {
+            let rules = route.spec.rules.iter().map(R::rule);
+            let implied = R::implied().filter(|_| route.spec.rules.is_empty());
+            rules.chain(implied).collect()
+        });
+    }
+}
+
+impl Translate for HttpRouteRule {
+    fn rule(&self) -> Rule<'_> {
         let mut notes = Notes::default();
-        if rule
-            .backend_refs
-            .iter()
-            .any(|backend| !backend.filters.is_empty())
-        {
-            notes.refuse("filters: what is in TLS can't be changed".into());
-        }
+        let matches = self.matches.iter();
         Rule {
-            name: rule.name.as_deref(),
-            backends: &rule.backend_refs,
+            name: self.name.as_deref(),
+            matches: matches.map(|one| matches::http(one, &mut notes)).collect(),
+            filters: &self.filters,
+            backends: &self.backend_refs,
+            timeouts: self.timeouts.clone().unwrap_or_default(),
+            retry: self.retry.as_ref(),
+            session: self.session_persistence.as_ref(),
+            notes,
+        }
+    }
+
+    /// One that matches everything.
+    fn implied() -> Option<Rule<'static>> {
+        Some(Rule::default())
+    }
+}
+
+impl Translate for GrpcRouteRule {
+    fn rule(&self) -> Rule<'_> {
+        let mut notes = Notes::default();
+        let matches = self.matches.iter();
+        Rule {
+            name: self.name.as_deref(),
+            matches: matches.map(|one| matches::grpc(one, &mut notes)).collect(),
+            filters: &self.filters,
+            backends: &self.backend_refs,
+            session: self.session_persistence.as_ref(),
             notes,
             ..Rule::default()
         }
-    });
-    rules.collect()
+    }
+}
+
+impl Translate for TlsRouteRule {
+    fn rule(&self) -> Rule<'_> {
+        of_connections(self.name.as_deref(), &self.backend_refs)
+    }
+}
+
+impl Translate for TcpRouteRule {
+    fn rule(&self) -> Rule<'_> {
+        of_connections(self.name.as_deref(), &self.backend_refs)
+    }
+}
+
+/// A connection is led on, and nothing of it is changed.
+fn of_connections<'a>(name: Option<&'a str>, backends: &'a [BackendRef]) -> Rule<'a> {
+    let mut notes = Notes::default();
+    if backends.iter().any(|backend| !backend.filters.is_empty()) {
+        notes.refuse("filters: what is said in a connection can't be changed".into());
+    }
+    Rule {
+        name,
+        backends,
+        notes,
+        ..Rule::default()
+    }
 }
 
 fn translate_route<'a>(
@@ -160,6 +207,7 @@ fn translate_route<'a>(
         kind: route.kind,
         key: route.key,
         hostnames: route.hostnames,
+        claims: &resources.findings.claims,
     };
     let listeners = ingress::attachments(
         world.objects,
@@ -194,50 +242,14 @@ fn translate_route<'a>(
     }
 }
 
-fn http_rules(route: &HttpRoute) -> Vec<Rule<'_>> {
-    if route.spec.rules.is_empty() {
-        // One that matches everything is implied.
-        return vec![Rule::default()];
-    }
-    let rules = route.spec.rules.iter().map(|rule| {
-        let mut notes = Notes::default();
-        let matches = rule.matches.iter();
-        Rule {
-            name: rule.name.as_deref(),
-            matches: matches.map(|one| matches::http(one, &mut notes)).collect(),
-            filters: &rule.filters,
-            backends: &rule.backend_refs,
-            timeouts: rule.timeouts.clone().unwrap_or_default(),
-            retry: rule.retry.as_ref(),
-            session: rule.session_persistence.as_ref(),
-            notes,
-        }
-    });
-    rules.collect()
-}
-
-fn grpc_rules(route: &GrpcRoute) -> Vec<Rule<'_>> {
-    let rules = route.spec.rules.iter().map(|rule| {
-        let mut notes = Notes::default();
-        let matches = rule.matches.iter();
-        Rule {
-            name: rule.name.as_deref(),
-            matches: matches.map(|one| matches::grpc(one, &mut notes)).collect(),
-            filters: &rule.filters,
-            backends: &rule.backend_refs,
-            session: rule.session_persistence.as_ref(),
-            notes,
-            ..Rule::default()
-        }
-    });
-    rules.collect()
-}
-
 fn parents(route: &Route<'_>, world: &World<'_>, notes: &mut Vec<String>) -> Vec<wire::Parent> {
     let mut found = Vec::new();
     for parent in route.parent_refs {
-        if is_service(parent) && route.kind == Kind::TlsRoute {
-            notes.push("a TLSRoute is for Gateways: a Service can't be its parent".into());
+        if is_service(parent) && is_of_connections(route.kind) {
+            let kind = route.kind;
+            notes.push(format!(
+                "a {kind} is for Gateways: a Service can't be its parent"
+            ));
             continue;
         }
         if !is_service(parent) {
@@ -276,6 +288,11 @@ fn parents(route: &Route<'_>, world: &World<'_>, notes: &mut Vec<String>) -> Vec
         });
     }
     found
+}
+
+/// Nobody reads what is said in them.
+pub(crate) fn is_of_connections(kind: Kind) -> bool {
+    matches!(kind, Kind::TlsRoute | Kind::TcpRoute)
 }
 
 fn is_service(parent: &ParentRef) -> bool {

@@ -8,7 +8,7 @@
 //!   is away or because the object became invalid.
 //! - A list that repeats what is known publishes nothing.
 //!
-//! Secrets are apart: `secrets` reads those alone that Gateways name.
+//! Secrets and ConfigMaps are apart: `named` reads those alone that Gateways name.
 //!
 //! [`DirectorySource`]: seine_objects::DirectorySource
 
@@ -16,8 +16,8 @@
 
 mod connect;
 mod gather;
+mod named;
 mod scope;
-mod secrets;
 mod source;
 mod watch;
 
@@ -67,7 +67,7 @@ impl KubernetesSource {
         tasks.spawn(gathering.run(reported, objects_out, problems_out));
         if matches!(scope, Scope::Cluster { .. }) {
             let (complete, all) = latest::channel(Arc::default());
-            tasks.spawn(secrets::add(client, objects, complete));
+            tasks.spawn(named::add(client, objects, complete));
             objects = all;
         }
         // The gathering task lives as long as this does.

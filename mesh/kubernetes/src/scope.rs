@@ -1,7 +1,7 @@
 //! What is watched, and under which names the API server has it.
 
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod, Secret, Service, ServiceAccount},
+    core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
     node::v1::RuntimeClass,
@@ -34,6 +34,8 @@ impl Scope {
             Kind::HttpRoute,
             Kind::GrpcRoute,
             Kind::TlsRoute,
+            Kind::TcpRoute,
+            Kind::BackendTlsPolicy,
             Kind::ReferenceGrant,
             Kind::AuthorizationPolicy,
             Kind::MeshTls,
@@ -74,10 +76,13 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
         Kind::RuntimeClass => ApiResource::erase::<RuntimeClass>(&()),
         Kind::Secret => ApiResource::erase::<Secret>(&()),
+        Kind::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
         Kind::Gateway => of_gateway_api("Gateway", "gateways"),
         Kind::HttpRoute => of_gateway_api("HTTPRoute", "httproutes"),
         Kind::GrpcRoute => of_gateway_api("GRPCRoute", "grpcroutes"),
         Kind::TlsRoute => of_gateway_api("TLSRoute", "tlsroutes"),
+        Kind::TcpRoute => of_gateway_api("TCPRoute", "tcproutes"),
+        Kind::BackendTlsPolicy => of_gateway_api("BackendTLSPolicy", "backendtlspolicies"),
         Kind::ReferenceGrant => of_gateway_api("ReferenceGrant", "referencegrants"),
         Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
         Kind::MeshTls => ApiResource::erase::<MeshTls>(&()),

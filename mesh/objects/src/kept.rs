@@ -46,10 +46,15 @@ impl Kind {
                 ("type", All),
                 ("data", Fields(&[("tls.crt", All), ("tls.key", All)])),
             ]),
+            Self::ConfigMap => {
+                &Fields(&[("metadata", METADATA), ("data", Fields(&[("ca.crt", All)]))])
+            }
             Self::Gateway
             | Self::HttpRoute
             | Self::GrpcRoute
             | Self::TlsRoute
+            | Self::TcpRoute
+            | Self::BackendTlsPolicy
             | Self::ReferenceGrant
             | Self::AuthorizationPolicy
             | Self::MeshTls

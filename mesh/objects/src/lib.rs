@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ca_bundle;
 mod directory;
 mod document;
 pub mod enrolment;
@@ -26,6 +27,7 @@ mod problem;
 mod set;
 mod tls_secret;
 
+pub use ca_bundle::CaBundle;
 pub use directory::{DirectoryOptions, DirectorySource, SourceError};
 pub use enrolment::{Enrolment, EnrolmentSettings, Refusal, enrolment};
 pub use k8s_openapi;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     ObjectKey,
     document::{Document, split},
-    gateway::{Gateway, GrpcRoute, HttpRoute, TlsRoute},
+    gateway::{BackendTlsPolicy, Gateway, Route, RouteRule},
     istio::{self, PeerAuthentication},
     kind::{Kind, Object},
     pods,
@@ -198,28 +198,20 @@ fn build(kind: Kind, value: &Value) -> Result<Object, Vec<FieldError>> {
         Kind::NetworkPolicy => Object::NetworkPolicy(core(value)?),
         Kind::RuntimeClass => Object::RuntimeClass(core(value)?),
         Kind::Secret => Object::Secret(Arc::new(TlsSecret::read(value)?)),
+        Kind::ConfigMap => Object::ConfigMap(Arc::new(typed(value)?)),
         Kind::Gateway => {
             let mut gateway: Gateway = typed(value)?;
             gateway.given = value.clone();
             Object::Gateway(Arc::new(gateway))
         }
-        Kind::HttpRoute => {
-            let mut route: HttpRoute = typed(value)?;
-            check(route.validate())?;
-            route.given = value.clone();
-            Object::HttpRoute(Arc::new(route))
-        }
-        Kind::GrpcRoute => {
-            let mut route: GrpcRoute = typed(value)?;
-            check(route.validate())?;
-            route.given = value.clone();
-            Object::GrpcRoute(Arc::new(route))
-        }
-        Kind::TlsRoute => {
-            let mut route: TlsRoute = typed(value)?;
-            check(route.validate())?;
-            route.given = value.clone();
-            Object::TlsRoute(Arc::new(route))
+        Kind::HttpRoute => Object::HttpRoute(route(value)?),
+        Kind::GrpcRoute => Object::GrpcRoute(route(value)?),
+        Kind::TlsRoute => Object::TlsRoute(route(value)?),
+        Kind::TcpRoute => Object::TcpRoute(route(value)?),
+        Kind::BackendTlsPolicy => {
+            let mut policy: BackendTlsPolicy = typed(value)?;
+            policy.given = value.clone();
+            Object::BackendTlsPolicy(Arc::new(policy))
         }
         Kind::ReferenceGrant => Object::ReferenceGrant(Arc::new(typed(value)?)),
         Kind::AuthorizationPolicy => {
@@ -271,6 +263,13 @@ fn bad_account(pod: &Pod) -> Option<FieldError> {
 
 fn not_a_name(text: &str) -> String {
     format!("{text:?} is no lowercase RFC 1123 name")
+}
+
+fn route<R: RouteRule>(value: &Value) -> Result<Arc<Route<R>>, Vec<FieldError>> {
+    let mut route: Route<R> = typed(value)?;
+    check(route.validate())?;
+    route.given = value.clone();
+    Ok(Arc::new(route))
 }
 
 fn core<T: DeserializeOwned + Metadata<Ty = ObjectMeta>>(

@@ -11,7 +11,10 @@ use k8s_openapi::api::{
 
 use crate::{
     Kind, Object,
-    gateway::{Gateway, GrpcRoute, HttpRoute, ReferenceGrant, TlsRoute},
+    ca_bundle::CaBundle,
+    gateway::{
+        BackendTlsPolicy, Gateway, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute,
+    },
     istio,
     policy::{AuthorizationPolicy, MeshTls, RequestAuthentication, TrafficPolicy},
     tls_secret::TlsSecret,
@@ -43,6 +46,8 @@ pub struct ObjectSet {
     pub runtime_classes: Objects<RuntimeClass>,
     /// Those that Gateways of ours name.
     pub secrets: Objects<TlsSecret>,
+    /// Of the authorities that Gateways of ours name, and in a directory all.
+    pub config_maps: Objects<CaBundle>,
     /// Of every class.
     pub gateways: Objects<Gateway>,
     /// Of every parent.
@@ -51,6 +56,10 @@ pub struct ObjectSet {
     pub grpc_routes: Objects<GrpcRoute>,
     /// Of every parent.
     pub tls_routes: Objects<TlsRoute>,
+    /// Of every parent.
+    pub tcp_routes: Objects<TcpRoute>,
+    /// Of every Service.
+    pub backend_tls_policies: Objects<BackendTlsPolicy>,
     /// Of every namespace.
     pub reference_grants: Objects<ReferenceGrant>,
     /// `policy.seine.dev` authorization policies.
@@ -101,10 +110,13 @@ impl ObjectSet {
             Object::NetworkPolicy(object) => drop(self.network_policies.insert(key, object)),
             Object::RuntimeClass(object) => drop(self.runtime_classes.insert(key, object)),
             Object::Secret(object) => drop(self.secrets.insert(key, object)),
+            Object::ConfigMap(object) => drop(self.config_maps.insert(key, object)),
             Object::Gateway(object) => drop(self.gateways.insert(key, object)),
             Object::HttpRoute(object) => drop(self.http_routes.insert(key, object)),
             Object::GrpcRoute(object) => drop(self.grpc_routes.insert(key, object)),
             Object::TlsRoute(object) => drop(self.tls_routes.insert(key, object)),
+            Object::TcpRoute(object) => drop(self.tcp_routes.insert(key, object)),
+            Object::BackendTlsPolicy(object) => drop(self.backend_tls_policies.insert(key, object)),
             Object::ReferenceGrant(object) => drop(self.reference_grants.insert(key, object)),
             Object::AuthorizationPolicy(object) => {
                 drop(self.authorization_policies.insert(key, object));
@@ -138,10 +150,13 @@ impl ObjectSet {
             Kind::NetworkPolicy => self.network_policies.remove(key).is_some(),
             Kind::RuntimeClass => self.runtime_classes.remove(key).is_some(),
             Kind::Secret => self.secrets.remove(key).is_some(),
+            Kind::ConfigMap => self.config_maps.remove(key).is_some(),
             Kind::Gateway => self.gateways.remove(key).is_some(),
             Kind::HttpRoute => self.http_routes.remove(key).is_some(),
             Kind::GrpcRoute => self.grpc_routes.remove(key).is_some(),
             Kind::TlsRoute => self.tls_routes.remove(key).is_some(),
+            Kind::TcpRoute => self.tcp_routes.remove(key).is_some(),
+            Kind::BackendTlsPolicy => self.backend_tls_policies.remove(key).is_some(),
             Kind::ReferenceGrant => self.reference_grants.remove(key).is_some(),
             Kind::AuthorizationPolicy => self.authorization_policies.remove(key).is_some(),
             Kind::MeshTls => self.mesh_tls.remove(key).is_some(),
@@ -169,10 +184,13 @@ impl ObjectSet {
             Kind::NetworkPolicy => self.network_policies.contains_key(key),
             Kind::RuntimeClass => self.runtime_classes.contains_key(key),
             Kind::Secret => self.secrets.contains_key(key),
+            Kind::ConfigMap => self.config_maps.contains_key(key),
             Kind::Gateway => self.gateways.contains_key(key),
             Kind::HttpRoute => self.http_routes.contains_key(key),
             Kind::GrpcRoute => self.grpc_routes.contains_key(key),
             Kind::TlsRoute => self.tls_routes.contains_key(key),
+            Kind::TcpRoute => self.tcp_routes.contains_key(key),
+            Kind::BackendTlsPolicy => self.backend_tls_policies.contains_key(key),
             Kind::ReferenceGrant => self.reference_grants.contains_key(key),
             Kind::AuthorizationPolicy => self.authorization_policies.contains_key(key),
             Kind::MeshTls => self.mesh_tls.contains_key(key),
@@ -201,10 +219,13 @@ impl ObjectSet {
             Object::NetworkPolicy(object) => same(&self.network_policies, key, object),
             Object::RuntimeClass(object) => same(&self.runtime_classes, key, object),
             Object::Secret(object) => same(&self.secrets, key, object),
+            Object::ConfigMap(object) => same(&self.config_maps, key, object),
             Object::Gateway(object) => same(&self.gateways, key, object),
             Object::HttpRoute(object) => same(&self.http_routes, key, object),
             Object::GrpcRoute(object) => same(&self.grpc_routes, key, object),
             Object::TlsRoute(object) => same(&self.tls_routes, key, object),
+            Object::TcpRoute(object) => same(&self.tcp_routes, key, object),
+            Object::BackendTlsPolicy(object) => same(&self.backend_tls_policies, key, object),
             Object::ReferenceGrant(object) => same(&self.reference_grants, key, object),
             Object::AuthorizationPolicy(object) => same(&self.authorization_policies, key, object),
             Object::MeshTls(object) => same(&self.mesh_tls, key, object),
@@ -234,10 +255,13 @@ impl ObjectSet {
             Kind::NetworkPolicy => Box::new(self.network_policies.keys()),
             Kind::RuntimeClass => Box::new(self.runtime_classes.keys()),
             Kind::Secret => Box::new(self.secrets.keys()),
+            Kind::ConfigMap => Box::new(self.config_maps.keys()),
             Kind::Gateway => Box::new(self.gateways.keys()),
             Kind::HttpRoute => Box::new(self.http_routes.keys()),
             Kind::GrpcRoute => Box::new(self.grpc_routes.keys()),
             Kind::TlsRoute => Box::new(self.tls_routes.keys()),
+            Kind::TcpRoute => Box::new(self.tcp_routes.keys()),
+            Kind::BackendTlsPolicy => Box::new(self.backend_tls_policies.keys()),
             Kind::ReferenceGrant => Box::new(self.reference_grants.keys()),
             Kind::AuthorizationPolicy => Box::new(self.authorization_policies.keys()),
             Kind::MeshTls => Box::new(self.mesh_tls.keys()),
@@ -270,10 +294,13 @@ impl ObjectSet {
         share(&mut self.network_policies, &older.network_policies);
         share(&mut self.runtime_classes, &older.runtime_classes);
         share(&mut self.secrets, &older.secrets);
+        share(&mut self.config_maps, &older.config_maps);
         share(&mut self.gateways, &older.gateways);
         share(&mut self.http_routes, &older.http_routes);
         share(&mut self.grpc_routes, &older.grpc_routes);
         share(&mut self.tls_routes, &older.tls_routes);
+        share(&mut self.tcp_routes, &older.tcp_routes);
+        share(&mut self.backend_tls_policies, &older.backend_tls_policies);
         share(&mut self.reference_grants, &older.reference_grants);
         share(
             &mut self.authorization_policies,

@@ -20,6 +20,9 @@ fn main() -> ExitCode {
             a_service_of_a_waypoint_is_reached_through_that,
             tls_ends_for_the_host_that_the_client_asks_for_and_for_no_other,
             tls_is_passed_on_as_it_is_for_the_host_that_a_route_names,
+            what_was_in_tls_that_ends_here_is_passed_on_as_it_is,
+            a_connection_of_tcp_goes_where_the_older_route_of_its_port_leads,
+            a_backend_that_speaks_tls_is_whom_its_policy_names_or_is_sent_nothing,
             a_certificate_is_replaced_without_a_request_that_fails,
             a_policy_at_the_gateway_is_judged_before_any_route,
             a_port_without_a_listener_is_closed,
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
 }
 
 fn up() -> Result<Bed> {
+    let secure = certificate("secure.example")?;
     let server = |name: &str, node: u8| {
         Pod::new("mesh", name, node)
             .serves(&["mirror:8080"])
@@ -50,6 +54,8 @@ fn up() -> Result<Bed> {
         https("secure", "secure.example", "secure"),
         https("wild", "*.wild.example", "wild"),
         {"name": "passed", "port": 8443, "protocol": "TLS", "hostname": "*.example", "tls": {"mode": "Passthrough"}},
+        {"name": "ended", "port": 8443, "protocol": "TLS", "hostname": "ended.example", "tls": {"certificateRefs": [{"name": "secure"}]}},
+        {"name": "bytes", "port": 9000, "protocol": "TCP"},
     ]);
     let to = |name: &str| json!([{"name": name, "port": 80}]);
     let at = |path: &str, backends: Value| json!({"matches": [{"path": {"value": path}}], "backendRefs": backends});
@@ -85,21 +91,28 @@ fn up() -> Result<Bed> {
                 "seine",
                 json!([https("secure", "inner.example", "secure")]),
             ),
-            json!({
-                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "TLSRoute",
-                "metadata": {"name": "inner", "namespace": "mesh"},
-                "spec": {
-                    "parentRefs": [{"name": "gw"}], "hostnames": ["inner.example"],
-                    "rules": [{"backendRefs": [{"name": "inner", "port": 443}]}],
-                },
-            }),
+            stream_route("TLSRoute", "inner", 1, &["inner.example"], ("inner", 443)),
+            stream_route("TLSRoute", "ended", 1, &["ended.example"], ("v1", 80)),
+            stream_route("TCPRoute", "newer", 2, &[], ("v2", 80)),
+            stream_route("TCPRoute", "older", 1, &[], ("v1", 80)),
             route(
                 "inner",
                 json!({"name": "inner"}),
                 &[],
                 json!([at("/", to("v1"))]),
             ),
-            secret("secure", &certificate("secure.example")?),
+            route(
+                "through",
+                of_gateway("any"),
+                &["inner.example"],
+                json!([at("/", json!([{"name": "inner", "port": 443}]))]),
+            ),
+            json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "inner", "namespace": "mesh"},
+                "data": {"ca.crt": secure.0},
+            }),
+            backend_tls("secure.example"),
+            secret("secure", &secure),
             secret("wild", &certificate("*.wild.example")?),
             route(
                 "a",
@@ -158,6 +171,40 @@ fn route(name: &str, parent: Value, hostnames: &[&str], rules: Value) -> Value {
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"name": name, "namespace": "mesh"},
         "spec": {"parentRefs": [parent], "hostnames": hostnames, "rules": rules},
+    })
+}
+
+/// A route of connections at the Gateway, made in this year of the century.
+fn stream_route(
+    kind: &str,
+    name: &str,
+    year: u8,
+    hostnames: &[&str],
+    (service, port): (&str, u16),
+) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": "mesh", "creationTimestamp": format!("200{year}-01-01T00:00:00Z")},
+        "spec": {
+            "parentRefs": [{"name": "gw"}], "hostnames": hostnames,
+            "rules": [{"backendRefs": [{"name": service, "port": port}]}],
+        },
+    })
+}
+
+/// That the inner Gateway, which is asked for its host, shows a certificate of this name.
+fn backend_tls(name: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "BackendTLSPolicy",
+        "metadata": {"name": "inner", "namespace": "mesh"},
+        "spec": {
+            "targetRefs": [{"group": "", "kind": "Service", "name": "inner"}],
+            "validation": {
+                "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "inner"}],
+                "hostname": "inner.example",
+                "subjectAltNames": [{"type": "Hostname", "hostname": name}],
+            },
+        },
     })
 }
 
@@ -333,6 +380,51 @@ fn tls_is_passed_on_as_it_is_for_the_host_that_a_route_names(bed: &Bed) -> Resul
         })?;
     }
     Ok(())
+}
+
+fn what_was_in_tls_that_ends_here_is_passed_on_as_it_is(bed: &Bed) -> Result<()> {
+    // The backend speaks no TLS; nobody between reads the request.
+    let answer = curl_at(bed, 8443, "ended.example", "/x", &["--http1.1"])?;
+    ensure!(
+        answer.contains("pod v1") && answer.contains("\n200 HTTP/1.1"),
+        "{answer}"
+    );
+    ensure!(!answer.contains("x-forwarded-for"), "{answer}");
+    Ok(())
+}
+
+fn a_connection_of_tcp_goes_where_the_older_route_of_its_port_leads(bed: &Bed) -> Result<()> {
+    let address = bed.service_ips("mesh/gw")?.0.to_string();
+    let request = "GET /x HTTP/1.1\r\nhost: any\r\nconnection: close\r\n\r\n";
+    let ask = || bed.ask("plain/client", &address, 9000, request);
+    let answer = ask()?.received;
+    ensure!(
+        answer.contains("pod v1") && !answer.contains("x-forwarded-for"),
+        "{answer}"
+    );
+    bed.delete("mesh", "tcproute/older")?;
+    until("the route that is left leads on", || {
+        Ok(ask()?.received.contains("pod v2").then_some(()))
+    })
+}
+
+fn a_backend_that_speaks_tls_is_whom_its_policy_names_or_is_sent_nothing(bed: &Bed) -> Result<()> {
+    let answer = got(bed, "inner.example", "/x", 200)?;
+    ensure!(answer.contains("pod v1"), "{answer}");
+    let answers = |status: &str| {
+        until(&format!("the answer is {status}"), || {
+            let answer = get(bed, "inner.example", "/x", "")?;
+            Ok(answer
+                .starts_with(&format!("HTTP/1.1 {status}"))
+                .then_some(()))
+        })
+    };
+    bed.apply(&[backend_tls("other.example")])?;
+    answers("503")?;
+    bed.apply(&[backend_tls("secure.example")])?;
+    answers("200")?;
+    bed.delete("mesh", "configmap/inner")?;
+    answers("503")
 }
 
 fn write(text: &str) -> Result<tempfile::NamedTempFile> {

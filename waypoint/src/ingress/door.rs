@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::Request;
 use hyper::body::Incoming;
 use seine_hbone::DrainSignal;
@@ -138,7 +139,7 @@ async fn connection(
     let Some(port) = shared.listeners.port(local.port()) else {
         return;
     };
-    let bound = |tls: Option<Arc<Listener>>| {
+    let bound = |tls: Option<Arc<Listener>>, certificate| {
         let listener = port.any()?;
         let bound = Bound {
             service: shared.store.service(&listener.service)?,
@@ -152,14 +153,22 @@ async fn connection(
             door: Some(Door {
                 port: local.port(),
                 tls,
+                certificate,
             }),
         };
         Some((Arc::new(bound), listener.trusted_proxies))
     };
     if !port.is_tls() {
-        let Some((bound, trusted)) = bound(None) else {
+        let Some((bound, trusted)) = bound(None, None) else {
             return no_service(&shared, peer);
         };
+        // The control plane lets no other be at its port.
+        let tcp_listener = port
+            .any()
+            .filter(|any| matches!(any.protocol, Protocol::Tcp));
+        if let Some(listener) = tcp_listener {
+            return passthrough::carry(&shared, &bound, listener, "", tcp).await;
+        }
         let of_request = move |request: &mut Request<Incoming>| marked(&bound, trusted, request);
         return serve::http(shared, peer, of_request, tcp, drain).await;
     }
@@ -168,12 +177,17 @@ async fn connection(
         Ok(Err(why)) => return refused(&shared, peer, &why),
         Err(_) => return refused(&shared, peer, "the handshake took too long"),
     };
-    let (Begun::Ended(listener, _) | Begun::Passed(listener, ..)) = &begun;
-    let Some((bound, trusted)) = bound(Some(listener.clone())) else {
+    let (Begun::Http(listener, _) | Begun::Ended(listener, ..) | Begun::Passed(listener, ..)) =
+        &begun;
+    let certificate = begun.certificate();
+    let Some((bound, trusted)) = bound(Some(listener.clone()), certificate) else {
         return no_service(&shared, peer);
     };
     let stream = match begun {
-        Begun::Ended(_, stream) => stream,
+        Begun::Http(_, stream) => stream,
+        Begun::Ended(listener, host, stream) => {
+            return passthrough::carry(&shared, &bound, &listener, &host, stream).await;
+        }
         Begun::Passed(listener, host, stream) => {
             return passthrough::carry(&shared, &bound, &listener, &host, stream).await;
         }
@@ -186,10 +200,24 @@ type Tls = tokio_rustls::server::TlsStream<Rewound>;
 
 /// What became of a connection that began with TLS.
 enum Begun {
-    /// What is said within it.
-    Ended(Arc<Listener>, Box<Tls>),
+    /// HTTP within it.
+    Http(Arc<Listener>, Box<Tls>),
+    /// What is said within it, for the host that the client asks for.
+    Ended(Arc<Listener>, String, Box<Tls>),
     /// All of it, for the host that the client asks for.
     Passed(Arc<Listener>, String, Rewound),
+}
+
+impl Begun {
+    /// What backends are told of the client's certificate.
+    fn certificate(&self) -> Option<HeaderValue> {
+        let Self::Http(listener, stream) = self else {
+            return None;
+        };
+        let (_, connection) = stream.get_ref();
+        let clients = listener.clients.as_ref()?;
+        clients.told(connection.peer_certificates()?)
+    }
 }
 
 /// The listener that the client asks for by name.
@@ -208,16 +236,16 @@ async fn begin(
         return Err(format!("no listener is for {:?}", hello.host));
     };
     let stream = Rewound::new(hello.bytes, tcp);
-    let config = match &listener.protocol {
-        Protocol::Https(config) => config,
-        Protocol::Passthrough => return Ok(Begun::Passed(listener.clone(), hello.host, stream)),
-        // The control plane lets none be at a port with TLS.
-        Protocol::Http => return Err(format!("{} speaks no TLS", listener.name)),
+    let Some(config) = listener.protocol.tls() else {
+        return Ok(Begun::Passed(listener.clone(), hello.host, stream));
     };
     let _turn = limits.handshakes.acquire().await;
     let acceptor = TlsAcceptor::from(config.clone());
-    let stream = acceptor.accept(stream).await.map_err(text)?;
-    Ok(Begun::Ended(listener.clone(), Box::new(stream)))
+    let stream = Box::new(acceptor.accept(stream).await.map_err(text)?);
+    Ok(match listener.protocol {
+        Protocol::Https(_) => Begun::Http(listener.clone(), stream),
+        _ => Begun::Ended(listener.clone(), hello.host, stream),
+    })
 }
 
 /// For whom a request is made, which its headers then say, too.

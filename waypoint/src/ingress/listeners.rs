@@ -12,7 +12,7 @@ use seine_proto::waypoint as wire;
 use seine_xds::Refused;
 use tokio::sync::watch;
 
-use super::listener::{Listener, Protocol};
+use super::listener::Listener;
 
 /// The listeners.
 #[derive(Debug)]
@@ -126,13 +126,13 @@ impl Port {
     /// Connections begin with TLS. The control plane lets no other listeners be at one port.
     pub fn is_tls(&self) -> bool {
         let mut listeners = self.0.iter();
-        listeners.all(|listener| !matches!(listener.protocol, Protocol::Http))
+        listeners.all(|listener| listener.protocol.begins_with_tls())
     }
 
     /// TLS ends at one of them.
     pub fn ends_tls(&self) -> bool {
         let mut listeners = self.0.iter();
-        listeners.any(|listener| matches!(listener.protocol, Protocol::Https(_)))
+        listeners.any(|listener| listener.protocol.tls().is_some())
     }
 
     /// Any of them, for what they have in common: they are of one Gateway.
@@ -209,6 +209,7 @@ mod tests {
             resource("a", 81, "", WireProtocol::Unknown),
             // Without a certificate.
             resource("a", 81, "", WireProtocol::Https),
+            resource("a", 81, "", WireProtocol::Tls),
         ] {
             assert_eq!(listeners.apply(&[bad], &[]).len(), 1);
             assert_eq!(listeners.ports(), [80]);

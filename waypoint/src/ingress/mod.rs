@@ -3,9 +3,10 @@
 //! [`listeners`] holds what the control plane says of them; `door` binds their ports and makes of each connection, after
 //! its TLS, one for `request`, which then asks `Door::choose` for the rule; `forwarded` says who the client is.
 
+pub mod clients;
 pub(crate) mod door;
-mod forwarded;
-mod hello;
+pub mod forwarded;
+pub mod hello;
 pub mod hosts;
 pub mod listener;
 pub mod listeners;
@@ -13,7 +14,10 @@ mod passthrough;
 
 use std::sync::Arc;
 
+use http::{HeaderMap, HeaderValue};
+
 use crate::failure::Failure;
+use crate::head::CLIENT_CERTIFICATE;
 use crate::router::{self, Asked, Choice};
 use crate::shared::Shared;
 use listener::Listener;
@@ -25,6 +29,8 @@ pub struct Door {
     pub port: u16,
     /// The listener that TLS was ended for; `None` without TLS.
     pub tls: Option<Arc<Listener>>,
+    /// What backends are told of the client's certificate; `None` where it showed no good one.
+    pub certificate: Option<HeaderValue>,
 }
 
 impl Door {
@@ -33,6 +39,13 @@ impl Door {
         match self.tls {
             Some(_) => "https",
             None => "http",
+        }
+    }
+
+    /// Says in a request who the client is by its certificate. What it says of that itself has been taken away.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+        if let Some(told) = &self.certificate {
+            headers.insert(CLIENT_CERTIFICATE, told.clone());
         }
     }
 

@@ -1,14 +1,15 @@
-//! TLS that is passed on as it is, by the host that the client asks for. Nobody here reads what is in it.
+//! Connections that are passed on as they are: TLS by the host that the client asks for, what was in TLS that ended here, and
+//! TCP. Nobody here reads what is said in them.
 
 use std::sync::Arc;
 
 use http::HeaderMap;
 use seine_hbone::Io;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tracing::debug;
 
-use super::hello::Rewound;
-use super::listener::Listener;
+use super::listener::{Listener, Protocol};
+use crate::backend_tls::Within;
 use crate::bind::Bound;
 use crate::endpoint::{self, Wanted};
 use crate::failure::Failure;
@@ -21,13 +22,13 @@ use crate::telemetry::Entry;
 use crate::upload::Upload;
 use crate::upstream;
 
-/// Carries a connection, if policy allows it and a route leads on.
+/// Carries a connection to a host, empty where none is named, if policy allows it and a route leads on.
 pub(super) async fn carry(
     shared: &Arc<Shared>,
     bound: &Arc<Bound>,
     listener: &Listener,
     host: &str,
-    mut client: Rewound,
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
 ) {
     let mut entry = Entry::of_connection(bound);
     host.clone_into(&mut entry.host);
@@ -88,7 +89,19 @@ async fn open(
     entry.endpoint = Some(endpoint.clone());
     let generation = upstream::generation(shared).await?;
     let upstreams = &shared.upstreams;
-    upstreams
+    let io = upstreams
         .open(shared, &endpoint, &bound.first, (generation, None))
-        .await
+        .await?;
+    // What is passed on in TLS is in it already.
+    match call
+        .tls
+        .filter(|_| !matches!(listener.protocol, Protocol::Passthrough))
+    {
+        None => Ok(io),
+        Some(tls) => {
+            let to = endpoint.address;
+            let over = tls.over(io, Within::Bytes).await;
+            over.map_err(|source| Failure::Connect { to, source })
+        }
+    }
 }

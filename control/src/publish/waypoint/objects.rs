@@ -445,7 +445,7 @@ mod tests {
         let all = json!([
             listener(443, "HTTPS"),
             listener(80, "HTTP"),
-            listener(81, "TCP")
+            listener(81, "UDP")
         ]);
         let made = ingress(all).unwrap();
         let service = &made[1]["spec"];
@@ -476,7 +476,7 @@ mod tests {
             pod["containers"][0]["ports"],
             json!([{"name": "metrics", "containerPort": 15020}])
         );
-        let none = ingress(json!([listener(81, "TCP")])).unwrap_err();
+        let none = ingress(json!([listener(81, "UDP")])).unwrap_err();
         assert_eq!(none.field, "spec.listeners");
     }
 

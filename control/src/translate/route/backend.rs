@@ -7,7 +7,7 @@ use seine_objects::{
 use seine_proto::waypoint as wire;
 
 use super::{Notes, Route, World, filter};
-use crate::translate::service;
+use crate::translate::{backend_tls, service};
 
 /// Why a backend can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,29 @@ pub(super) fn translate(
     let own = &route.key.namespace;
     let key = key_of(backend, own);
     let unresolved = unresolved(world.objects, route.kind, own, route.parent_refs, backend);
+    let port = backend.port.unwrap_or_default();
+    let tls = unresolved
+        .is_none()
+        .then(|| backend_tls::of(world.objects, &key, port));
+    let mut tls = tls.flatten();
+    let bound = world
+        .services
+        .get(&key)
+        .is_some_and(|service| service.waypoint.is_some());
+    if let Some(tls) = tls.as_mut().filter(|_| bound) {
+        tls.refused = format!(
+            "Service {key} uses a waypoint and has a BackendTLSPolicy: the waypoint could read nothing of what it is sent"
+        );
+    }
+    if let Some(why) = tls
+        .as_ref()
+        .map(|tls| &tls.refused)
+        .filter(|why| !why.is_empty())
+    {
+        notes.say(why.clone());
+    }
     wire::Backend {
+        tls,
         hostname: service::hostname(&key, world.settings),
         namespace: key.namespace,
         port: backend.port.map_or(0, u32::from),

@@ -1,40 +1,15 @@
 //! `GRPCRoute`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::filter::validate_filters;
 use super::reference::validate_headers;
-use super::unread::unread;
-use super::{BackendRef, Filter, NamedMatch, ParentRef, SessionPersistence};
+use super::{BackendRef, Filter, NamedMatch, Route, RouteRule, SessionPersistence};
+use crate::Kind;
 use crate::policy::FieldError;
 
 /// How gRPC requests to services are matched, changed and passed on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct GrpcRoute {
-    /// Name and namespace.
-    #[serde(default)]
-    pub metadata: ObjectMeta,
-    /// What the user wants.
-    pub spec: GrpcRouteSpec,
-    /// The object itself.
-    #[serde(skip)]
-    pub(crate) given: Value,
-}
-
-/// What the user wants.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct GrpcRouteSpec {
-    /// What it is attached to.
-    pub parent_refs: Vec<ParentRef>,
-    /// For Gateways; a service has the names that it has.
-    pub hostnames: Vec<String>,
-    /// The first whose best match is the best decides.
-    pub rules: Vec<GrpcRouteRule>,
-}
+pub type GrpcRoute = Route<GrpcRouteRule>;
 
 /// What becomes of the requests that match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,32 +55,25 @@ pub struct GrpcMethodMatch {
     pub method: Option<String>,
 }
 
-impl GrpcRoute {
-    /// Paths of the fields that Seine doesn't know, and so doesn't obey.
-    pub fn unread(&self) -> Vec<String> {
-        let kept = serde_json::to_value(&self.spec).expect("routes have text for keys");
-        let mut found = Vec::new();
-        unread(&self.given["spec"], &kept, "spec", &mut found);
-        found
+impl RouteRule for GrpcRouteRule {
+    const KIND: Kind = Kind::GrpcRoute;
+
+    fn filters(&self) -> &[Filter] {
+        &self.filters
     }
 
-    /// Everything that is wrong with it.
-    pub fn validate(&self) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        for (index, rule) in self.spec.rules.iter().enumerate() {
-            let path = format!("spec.rules[{index}]");
-            for (index, wanted) in rule.matches.iter().enumerate() {
-                let path = format!("{path}.matches[{index}]");
-                validate_headers(&wanted.headers, &path, &mut errors);
-            }
-            validate_filters(&rule.filters, &path, &mut errors);
-            if let Some(session) = &rule.session_persistence {
-                session.validate(&path, &mut errors);
-            }
-            for (index, backend) in rule.backend_refs.iter().enumerate() {
-                backend.validate(&format!("{path}.backendRefs[{index}]"), &mut errors);
-            }
+    fn backends(&self) -> &[BackendRef] {
+        &self.backend_refs
+    }
+
+    fn validate(&self, path: &str, errors: &mut Vec<FieldError>) {
+        for (index, wanted) in self.matches.iter().enumerate() {
+            let path = format!("{path}.matches[{index}]");
+            validate_headers(&wanted.headers, &path, errors);
         }
-        errors
+        validate_filters(&self.filters, path, errors);
+        if let Some(session) = &self.session_persistence {
+            session.validate(path, errors);
+        }
     }
 }

@@ -1,40 +1,15 @@
 //! `HTTPRoute`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::filter::validate_filters;
 use super::reference::{add, validate_headers};
-use super::unread::unread;
-use super::{BackendRef, Filter, NamedMatch, ParentRef, SessionPersistence, parse_duration};
+use super::{BackendRef, Filter, NamedMatch, Route, RouteRule, SessionPersistence, parse_duration};
+use crate::Kind;
 use crate::policy::FieldError;
 
 /// How requests to services are matched, changed and passed on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpRoute {
-    /// Name and namespace.
-    #[serde(default)]
-    pub metadata: ObjectMeta,
-    /// What the user wants.
-    pub spec: HttpRouteSpec,
-    /// The object itself.
-    #[serde(skip)]
-    pub(crate) given: Value,
-}
-
-/// What the user wants.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct HttpRouteSpec {
-    /// What it is attached to.
-    pub parent_refs: Vec<ParentRef>,
-    /// For Gateways; a service has the names that it has.
-    pub hostnames: Vec<String>,
-    /// The first whose best match is the best decides.
-    pub rules: Vec<HttpRouteRule>,
-}
+pub type HttpRoute = Route<HttpRouteRule>;
 
 /// What becomes of the requests that match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,26 +89,17 @@ pub struct Retry {
     pub backoff: Option<String>,
 }
 
-impl HttpRoute {
-    /// Paths of the fields that Seine doesn't know, and so doesn't obey.
-    pub fn unread(&self) -> Vec<String> {
-        let kept = serde_json::to_value(&self.spec).expect("routes have text for keys");
-        let mut found = Vec::new();
-        unread(&self.given["spec"], &kept, "spec", &mut found);
-        found
+impl RouteRule for HttpRouteRule {
+    const KIND: Kind = Kind::HttpRoute;
+
+    fn filters(&self) -> &[Filter] {
+        &self.filters
     }
 
-    /// Everything that is wrong with it.
-    pub fn validate(&self) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        for (index, rule) in self.spec.rules.iter().enumerate() {
-            rule.validate(&format!("spec.rules[{index}]"), &mut errors);
-        }
-        errors
+    fn backends(&self) -> &[BackendRef] {
+        &self.backend_refs
     }
-}
 
-impl HttpRouteRule {
     fn validate(&self, path: &str, errors: &mut Vec<FieldError>) {
         for (index, wanted) in self.matches.iter().enumerate() {
             let path = format!("{path}.matches[{index}]");
@@ -146,9 +112,6 @@ impl HttpRouteRule {
             validate_headers(&wanted.headers, &path, errors);
         }
         validate_filters(&self.filters, path, errors);
-        for (index, backend) in self.backend_refs.iter().enumerate() {
-            backend.validate(&format!("{path}.backendRefs[{index}]"), errors);
-        }
         if let Some(session) = &self.session_persistence {
             session.validate(path, errors);
         }
@@ -225,13 +188,13 @@ mod tests {
                 "spec.rules[0].filters[2].requestMirror.fraction",
                 "spec.rules[0].filters[3].cors.allowOrigins[0]",
                 "spec.rules[0].filters[3].cors.allowMethods",
-                "spec.rules[0].backendRefs[0].port",
                 "spec.rules[0].sessionPersistence.sessionName",
                 "spec.rules[0].sessionPersistence.type",
                 "spec.rules[0].sessionPersistence.absoluteTimeout",
                 "spec.rules[0].timeouts.request",
                 "spec.rules[0].retry.backoff",
                 "spec.rules[0].retry.codes",
+                "spec.rules[0].backendRefs[0].port",
             ]
         );
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectKey;
+use super::CoreRef;
 use crate::policy::Selector;
 
 /// Where a Gateway takes connections.
@@ -36,35 +36,7 @@ pub struct ListenerTls {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
     /// Secrets of type `kubernetes.io/tls`.
-    pub certificate_refs: Vec<SecretRef>,
-}
-
-/// A Secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretRef {
-    /// By default the core group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-    /// By default `Secret`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
-    /// By default the Gateway's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub namespace: Option<String>,
-    /// Its name.
-    pub name: String,
-}
-
-impl SecretRef {
-    /// The Secret; `namespace` is the Gateway's.
-    pub fn secret(&self, namespace: &str) -> Option<ObjectKey> {
-        let group = self.group.as_deref().unwrap_or_default();
-        let kind = self.kind.as_deref().unwrap_or("Secret");
-        let namespace = self.namespace.as_deref().unwrap_or(namespace);
-        (matches!(group, "" | "core") && kind == "Secret")
-            .then(|| ObjectKey::new(namespace, &self.name))
-    }
+    pub certificate_refs: Vec<CoreRef>,
 }
 
 /// Which routes may be attached to a listener.

@@ -1,30 +1,31 @@
-//! The certificates of Gateways: Secrets, each read by its name.
+//! What other objects name: Secrets with the certificates of Gateways and ConfigMaps with authorities, each read by its name.
 //!
 //! They are neither listed nor watched. Who may list a cluster's Secrets has all of them; who may get those that a Gateway
-//! names need not even know that there are others. So a Secret that changed is seen within [`AGAIN`].
+//! names need not even know that there are others. So one that changed is seen within [`AGAIN`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::GetParams;
+use kube::api::{DynamicObject, GetParams};
 use kube::{Api, Client};
 use seine_objects::{Kind, Object, ObjectKey, ObjectSet, parse_object};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
+use crate::scope::resource;
+
 /// How often each is read.
 const AGAIN: Duration = Duration::from_secs(10);
 /// As many at a time.
 const BESIDE: usize = 8;
 
-/// What is known of a Secret; `None`: it is not there, or we may not read it.
-type Known = BTreeMap<ObjectKey, Option<Object>>;
+/// What is known of one; `None`: it is not there, or we may not read it.
+type Known = BTreeMap<(Kind, ObjectKey), Option<Object>>;
 
-/// Publishes each set of objects with the Secrets that its Gateways may have, until nobody wants it or no set comes any more.
+/// Publishes each set of objects with what its Gateways name and may have, until nobody wants it or no set comes any more.
 pub(crate) async fn add(
     client: Client,
     mut sets: watch::Receiver<Arc<ObjectSet>>,
@@ -55,7 +56,7 @@ pub(crate) async fn add(
 
 fn publish(set: &Arc<ObjectSet>, known: &Known, complete: &watch::Sender<Arc<ObjectSet>>) {
     let mut all = set.clone();
-    for (key, object) in known {
+    for ((_, key), object) in known {
         if let Some(object) = object {
             Arc::make_mut(&mut all).insert(key.clone(), object.clone());
         }
@@ -70,32 +71,34 @@ fn publish(set: &Arc<ObjectSet>, known: &Known, complete: &watch::Sender<Arc<Obj
     });
 }
 
-/// The Secrets that this set's Gateways may have: those that are not known yet, or all anew. One that can't be read now stays
+/// What this set's Gateways name and may have: those that are not known yet, or all anew. One that can't be read now stays
 /// as it was.
 async fn read(client: &Client, set: &ObjectSet, mut known: Known, anew: bool) -> Known {
-    let wanted = set.gateway_secrets().into_iter().map(|key| {
-        let before = known.remove(&key);
+    let wanted = set.named().into_iter().map(|wanted| {
+        let before = known.remove(&wanted);
         async move {
             if let (Some(before), false) = (&before, anew) {
-                return (key, before.clone());
+                return (wanted, before.clone());
             }
-            let api = Api::<Secret>::namespaced(client.clone(), &key.namespace);
+            let (kind, key) = &wanted;
+            let of_kind = resource(*kind);
+            let api = Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &of_kind);
             // As the API server's cache has it: that is read without a word to its store.
             let got = api.get_with(&key.name, &GetParams::any()).await;
             let is = match got {
-                Ok(secret) => object(secret),
+                Ok(found) => object(*kind, found),
                 Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
                     if before.as_ref().is_none_or(Option::is_some) {
-                        warn!(secret = %key, code = status.code, "a Gateway's certificate can't be read");
+                        warn!(%kind, %key, code = status.code, "what a Gateway names can't be read");
                     }
                     None
                 }
                 Err(error) => {
-                    warn!(secret = %key, %error, "a Gateway's certificate can't be read; the earlier one stays");
+                    warn!(%kind, %key, %error, "what a Gateway names can't be read; the earlier one stays");
                     before.flatten()
                 }
             };
-            (key, is)
+            (wanted, is)
         }
     });
     let wanted: Vec<_> = wanted.collect();
@@ -105,8 +108,8 @@ async fn read(client: &Client, set: &ObjectSet, mut known: Known, anew: bool) ->
         .await
 }
 
-fn object(secret: Secret) -> Option<Object> {
-    let value = serde_json::to_value(secret).ok()?;
-    let parsed = parse_object(Kind::Secret, value);
+fn object(kind: Kind, found: DynamicObject) -> Option<Object> {
+    let value = serde_json::to_value(found).ok()?;
+    let parsed = parse_object(kind, value);
     parsed.ok().map(|(_, object)| object)
 }
