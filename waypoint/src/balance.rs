@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::grpc::GrpcStatus;
 use crate::trace::Attempt;
+use crate::traffic::Slot;
 use crate::traffic_policy::Outlier;
 use crate::upload::{Clock, Upload};
 
@@ -57,17 +57,12 @@ pub(crate) struct InFlight {
     /// Its span, where traces are exported.
     span: Option<Attempt>,
     /// Its place among those that may be.
-    slot: Option<OwnedSemaphorePermit>,
+    slot: Slot,
 }
 
 impl Loads {
     /// A request begins.
-    pub(crate) fn begin(
-        &self,
-        endpoint: SocketAddr,
-        upload: &Upload,
-        slot: Option<OwnedSemaphorePermit>,
-    ) -> InFlight {
+    pub(crate) fn begin(&self, endpoint: SocketAddr, upload: &Upload, slot: Slot) -> InFlight {
         let load = self.load(endpoint);
         load.under_way.fetch_add(1, Ordering::Relaxed);
         load.state.lock().used = Instant::now();
@@ -141,7 +136,11 @@ impl Loads {
             true => self.failed(endpoint, outlier, endpoints),
             false => request.load.state.lock().succeed(),
         }
-        request.load.state.lock().took(request.clock.of_backend());
+        let took = request.clock.of_backend();
+        request.load.state.lock().took(took);
+        if let Some(place) = &request.slot.place {
+            place.answered(took);
+        }
     }
 
     /// Forgets those that are gone.
@@ -237,8 +236,8 @@ impl InFlight {
     }
 
     /// Its place, for another attempt.
-    pub(crate) fn into_slot(mut self) -> Option<OwnedSemaphorePermit> {
-        self.slot.take()
+    pub(crate) fn into_slot(mut self) -> Slot {
+        std::mem::take(&mut self.slot)
     }
 }
 
@@ -260,7 +259,7 @@ mod tests {
     const B: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 2);
 
     async fn answer(loads: &Loads, endpoint: SocketAddr, millis: u64) {
-        let request = loads.begin(endpoint, &Upload::default(), None);
+        let request = loads.begin(endpoint, &Upload::default(), Slot::default());
         tokio::time::advance(Duration::from_millis(millis)).await;
         let outlier = Outlier::default();
         loads.answered(endpoint, &request, StatusCode::OK, &outlier, || 2);
@@ -277,7 +276,7 @@ mod tests {
         answer(&loads, B, 10).await;
         assert!(loads.cost(A) < loads.cost(B));
         let busy: Vec<_> = (0..20)
-            .map(|_| loads.begin(A, &Upload::default(), None))
+            .map(|_| loads.begin(A, &Upload::default(), Slot::default()))
             .collect();
         assert!(loads.cost(A) > loads.cost(B));
         drop(busy);
@@ -315,7 +314,7 @@ mod tests {
             ..Outlier::default()
         };
         let fail = |endpoint, endpoints| {
-            let request = loads.begin(endpoint, &Upload::default(), None);
+            let request = loads.begin(endpoint, &Upload::default(), Slot::default());
             let status = StatusCode::SERVICE_UNAVAILABLE;
             loads.answered(endpoint, &request, status, &outlier, || endpoints);
         };

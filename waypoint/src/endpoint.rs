@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use seine_identity::AcceptedIdentities;
-use seine_workload::{Destination, HBONE_PORT, Service, Target, Transport, Unavailable, Upstream};
+use seine_workload::{
+    Destination, HBONE_PORT, Service, Spread, Target, Transport, Unavailable, Upstream,
+};
 use tracing::Span;
 
 use crate::backend_tls::BackendTls;
 use crate::bind::{First, Pod};
 use crate::failure::Failure;
+use crate::place;
 use crate::session::{self, Token};
 use crate::shared::Shared;
 use crate::traffic::Backend;
@@ -111,7 +114,23 @@ impl<'a> Wanted<'a> {
 
     /// Endpoints of which one may be chosen.
     pub(crate) fn count(&self, shared: &Shared) -> usize {
-        self.all(shared, &[]).map_or(0, |all| all.len())
+        match self.backend.rules().policy.places() {
+            true => self
+                .everywhere(shared, "")
+                .map_or(0, |all| all.usable.len()),
+            false => self.all(shared, &[]).map_or(0, |all| all.len()),
+        }
+    }
+
+    /// Those of all zones, and how many there are in this one.
+    pub(crate) fn everywhere(&self, shared: &Shared, zone: &str) -> Result<Spread, Failure> {
+        let client = self.first.address.ip();
+        let own = shared.own_workload();
+        let (service, port) = (self.service, self.port);
+        let found = shared
+            .store
+            .spread(service, port, client, own.as_deref(), zone);
+        found.map_err(unavailable)
     }
 
     fn all(&self, shared: &Shared, tried: &[Arc<str>]) -> Result<Vec<Upstream>, Unavailable> {
@@ -145,6 +164,9 @@ pub(crate) fn choose(
         if let Some(own) = own.filter(|own| !loads.is_ejected(own.address)) {
             return Ok(own);
         }
+    }
+    if rules.policy.places() {
+        return place::choose(shared, wanted, &rules.policy, tried);
     }
     match (&rules.policy.algorithm, wanted.hash) {
         (Algorithm::LeastRequest, _) => drawn(shared, wanted, tried, |endpoint| {
@@ -308,7 +330,7 @@ fn draw(shared: &Shared, wanted: &Wanted<'_>, tried: &[Arc<str>]) -> Result<Endp
     }
 }
 
-fn usable(wanted: &Wanted<'_>, upstream: &Upstream) -> Result<Endpoint, Failure> {
+pub(crate) fn usable(wanted: &Wanted<'_>, upstream: &Upstream) -> Result<Endpoint, Failure> {
     let peers = match &upstream.transport {
         Transport::Hbone => Some(upstream.identities()),
         Transport::Tcp => None,

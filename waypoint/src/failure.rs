@@ -70,11 +70,8 @@ pub enum Failure {
         reason: String,
     },
     /// More requests are under way than a policy allows.
-    #[error(
-        "{} requests are under way and {} wait, which is all that the backend's circuitBreaker allows",
-        .0.max_requests, .0.max_pending
-    )]
-    Overloaded(Breaker),
+    #[error("{0}")]
+    Overloaded(Overload),
     /// Nothing can take the request.
     #[error("{0}")]
     Unavailable(String),
@@ -114,6 +111,25 @@ pub enum Failure {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+}
+
+/// What of a backend's policy allows no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overload {
+    /// Its circuit breaker: requests.
+    #[error(
+        "{} requests are under way and {} wait, which is all that the backend's circuitBreaker allows",
+        .0.max_requests, .0.max_pending
+    )]
+    Requests(Breaker),
+    /// Its circuit breaker: connections.
+    #[error(
+        "{0} connections stand and none is idle, which is all that the backend's circuitBreaker allows"
+    )]
+    Connections(usize),
+    /// What it can take now.
+    #[error("{0} requests are under way, which is all that adaptiveConcurrency allows now")]
+    Concurrency(usize),
 }
 
 impl Failure {

@@ -54,7 +54,8 @@ async fn open(shared: &Shared, bound: &Bound, entry: &mut Entry) -> Result<Io, F
         pod: bound.pod.as_ref(),
         ..Wanted::new(shared, service, &bound.first, &headers)
     };
-    let slot = wanted.backend.slot().await?;
+    let mut slot = wanted.backend.slot().await?;
+    slot.connection = shared.upstreams.room(&wanted.backend).await?;
     let endpoint = endpoint::choose(shared, &wanted, &[])?;
     let load = wanted
         .backend

@@ -1,11 +1,12 @@
 //! The rules that the control plane has sent, by the service that they are about.
 //!
-//! One writer, the configuration's task; requests read a service's list and keep it while they need it.
+//! One writer, the configuration's task; requests read a service's list and keep it while they need it. What they read is made
+//! anew beside what holds, and then put in its place: nobody waits for thousands of rules.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use seine_proto::discovery::Resource;
 use seine_proto::waypoint::RouteRule;
@@ -21,12 +22,15 @@ use crate::traffic::Traffic;
 
 /// The rules.
 #[derive(Debug, Default)]
-pub struct Routes(RwLock<State>);
-
-#[derive(Debug, Default)]
-struct State {
+pub struct Routes {
     /// Version and rule by name.
-    held: HashMap<String, (String, Arc<Rule>)>,
+    held: Mutex<HashMap<String, (String, Arc<Rule>)>>,
+    found: RwLock<Found>,
+}
+
+/// Where requests look.
+#[derive(Debug, Default)]
+struct Found {
     by_service: HashMap<ServiceKey, Arc<ServiceRules>>,
     by_listener: HashMap<String, Arc<[Arc<Rule>]>>,
 }
@@ -34,43 +38,44 @@ struct State {
 impl Routes {
     /// The rules about a service.
     pub fn of(&self, service: &ServiceKey) -> Arc<ServiceRules> {
-        let found = self.0.read().by_service.get(service).cloned();
+        let found = self.found.read().by_service.get(service).cloned();
         found.unwrap_or_default()
     }
 
     /// The rules that are attached to a listener.
     pub fn at_listener(&self, name: &str) -> Arc<[Arc<Rule>]> {
-        let found = self.0.read().by_listener.get(name).cloned();
+        let found = self.found.read().by_listener.get(name).cloned();
         found.unwrap_or_default()
     }
 
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Rule>> {
-        let state = self.0.read();
-        let mut all: Vec<_> = state.held.values().map(|(_, rule)| rule.clone()).collect();
+        let held = self.held.lock();
+        let mut all: Vec<_> = held.values().map(|(_, rule)| rule.clone()).collect();
         all.sort_by(|a, b| a.age.cmp(&b.age));
         all
     }
 
     fn versions(&self) -> HashMap<String, String> {
-        let state = self.0.read();
-        let held = state.held.iter();
-        held.map(|(name, (version, _))| (name.clone(), version.clone()))
+        let held = self.held.lock();
+        let named = held.iter();
+        named
+            .map(|(name, (version, _))| (name.clone(), version.clone()))
             .collect()
     }
 
     /// Applies what the control plane sent. Of a rule that can't be read the earlier version stays in force.
     pub fn apply(&self, resources: &[Resource], removed: &[String]) -> Vec<Refused> {
         let mut refused = Vec::new();
-        let mut state = self.0.write();
+        let mut all = self.held.lock();
         for name in removed {
-            state.held.remove(name);
+            all.remove(name);
         }
         for resource in resources {
             match parse(resource) {
                 Ok(rule) => {
                     let held = (resource.version.clone(), Arc::new(rule));
-                    state.held.insert(resource.name.clone(), held);
+                    all.insert(resource.name.clone(), held);
                 }
                 Err(problem) => refused.push(Refused {
                     name: resource.name.clone(),
@@ -78,9 +83,14 @@ impl Routes {
                 }),
             }
         }
-        let rules = || state.held.values().map(|(_, rule)| rule);
-        let (by_service, by_listener) = (by_service(rules()), by_listener(rules()));
-        (state.by_service, state.by_listener) = (by_service, by_listener);
+        let rules = || all.values().map(|(_, rule)| rule);
+        let found = Found {
+            by_service: by_service(rules()),
+            by_listener: by_listener(rules()),
+        };
+        let before = std::mem::replace(&mut *self.found.write(), found);
+        // What held is dropped when nobody waits any more.
+        drop(before);
         refused
     }
 }

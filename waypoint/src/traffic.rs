@@ -17,8 +17,11 @@ use seine_xds::Refused;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::balance::Loads;
-use crate::failure::Failure;
+use crate::concurrency::{Concurrency, Place};
+use crate::connections::{Connection, Connections};
+use crate::failure::{Failure, Overload};
 use crate::limit::Limiter;
+use crate::place::Ages;
 use crate::retry::Budget;
 use crate::traffic_policy::{Breaker, Policy};
 
@@ -41,6 +44,8 @@ struct Policies {
 pub(crate) struct Backend {
     /// How loaded its endpoints are.
     pub(crate) loads: Loads,
+    /// Since when they are there.
+    pub(crate) ages: Ages,
     /// What was sent to it, and sent again.
     pub(crate) budget: Budget,
     /// Whose turn it is.
@@ -54,8 +59,21 @@ pub(crate) struct Rules {
     /// What the policy says.
     pub(crate) policy: Arc<Policy>,
     slots: Option<Arc<Slots>>,
+    concurrency: Option<Arc<Concurrency>>,
+    /// Those to its endpoints.
+    pub(crate) connections: Option<Arc<Connections>>,
     /// How many requests clients may make.
     pub(crate) limiter: Option<Arc<Limiter>>,
+}
+
+/// The place of a request among those that are under way, where their number has a limit.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    _permit: Option<OwnedSemaphorePermit>,
+    /// Where the limit is found out.
+    pub(crate) place: Option<Place>,
+    /// A connection of its own, of what is no request.
+    pub(crate) connection: Option<Connection>,
 }
 
 /// How many requests may be under way, and wait.
@@ -169,9 +187,18 @@ impl Backend {
         let same_limiter = rules.limiter.clone();
         let same_limiter =
             same_limiter.filter(|limiter| Some(limiter.rate()) == policy.rate.as_ref());
+        let same_concurrency = rules.concurrency.clone();
+        let same_concurrency = same_concurrency.filter(|held| Some(held.rule()) == policy.adaptive);
+        let new_concurrency = || Some(Arc::new(Concurrency::new(policy.adaptive?)));
+        let same_connections = rules.connections.clone();
+        let same_connections =
+            same_connections.filter(|held| Some(held.max()) == policy.connections);
+        let new_connections = || Some(Arc::new(Connections::new(policy.connections?)));
         let new_limiter = || Some(Arc::new(Limiter::new(policy.rate.clone()?)));
         *rules = Arc::new(Rules {
             slots: same_slots.or_else(|| Some(Arc::new(Slots::new(policy.breaker?)))),
+            concurrency: same_concurrency.or_else(new_concurrency),
+            connections: same_connections.or_else(new_connections),
             limiter: same_limiter.or_else(new_limiter),
             policy,
         });
@@ -179,12 +206,18 @@ impl Backend {
 
     /// A place among the requests that are under way, where their number has a limit: at once, or after others if
     /// few enough are waiting.
-    pub(crate) async fn slot(&self) -> Result<Option<OwnedSemaphorePermit>, Failure> {
-        let slots = self.rules.read().slots.clone();
-        match slots {
-            None => Ok(None),
-            Some(slots) => slots.take().await.map(Some),
-        }
+    pub(crate) async fn slot(&self) -> Result<Slot, Failure> {
+        let rules = self.rules();
+        let permit = match &rules.slots {
+            None => None,
+            Some(slots) => Some(slots.take().await?),
+        };
+        let place = rules.concurrency.as_ref().map(Concurrency::take);
+        Ok(Slot {
+            _permit: permit,
+            place: place.transpose()?,
+            connection: None,
+        })
     }
 }
 
@@ -201,7 +234,7 @@ impl Slots {
         if let Ok(slot) = self.free.clone().try_acquire_owned() {
             return Ok(slot);
         }
-        let overloaded = |_| Failure::Overloaded(self.breaker);
+        let overloaded = |_| Failure::Overloaded(Overload::Requests(self.breaker));
         let _waiting = self.waiting.try_acquire().map_err(overloaded)?;
         let slot = self.free.clone().acquire_owned().await;
         Ok(slot.expect("it is never closed"))
@@ -245,6 +278,7 @@ mod tests {
             circuit_breaker: Some(wire::CircuitBreaker {
                 max_requests,
                 max_pending,
+                max_connections: 0,
             }),
             ..wire::TrafficPolicy::default()
         }
@@ -253,11 +287,10 @@ mod tests {
     #[tokio::test]
     async fn so_many_requests_are_under_way_and_so_many_wait_and_others_are_refused() {
         let traffic = Traffic::default();
-        assert!(traffic.of(&web()).slot().await.unwrap().is_none());
+        assert!(traffic.of(&web()).slot().await.is_ok());
         traffic.apply(&[resource("a", "1", breaker(1, 1))], &[]);
         let backend = traffic.of(&web());
         let first = backend.slot().await.unwrap();
-        assert!(first.is_some());
         let waiting = tokio::spawn({
             let backend = backend.clone();
             async move { backend.slot().await.unwrap() }
@@ -265,8 +298,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(matches!(backend.slot().await, Err(Failure::Overloaded(_))));
         drop(first);
-        let second = waiting.await.unwrap();
-        assert!(second.is_some());
+        let _second = waiting.await.unwrap();
         // The same limit goes on to count; without it nothing is counted.
         let policy = wire::TrafficPolicy {
             retry_budget: Some(wire::RetryBudget::default()),
@@ -278,7 +310,7 @@ mod tests {
         let _third = backend.slot().await.unwrap();
         assert!(matches!(backend.slot().await, Err(Failure::Overloaded(_))));
         traffic.apply(&[], &["a".to_owned()]);
-        assert!(backend.slot().await.unwrap().is_none());
+        assert!(backend.slot().await.is_ok());
         assert!(traffic.versions().is_empty());
     }
 

@@ -14,7 +14,13 @@ use crate::cookie::cookie;
 pub(crate) struct Policy {
     pub(crate) algorithm: Algorithm,
     pub(crate) outlier: Outlier,
+    /// Requests stay in a zone as long as this percentage of its endpoints is healthy.
+    pub(crate) zone_aware: Option<u32>,
+    pub(crate) slow_start: Option<SlowStart>,
     pub(crate) breaker: Option<Breaker>,
+    /// How many connections there may be to its endpoints.
+    pub(crate) connections: Option<usize>,
+    pub(crate) adaptive: Option<Adaptive>,
     pub(crate) budget: BudgetSize,
     pub(crate) rate: Option<Rate>,
 }
@@ -66,6 +72,24 @@ impl Default for Outlier {
     }
 }
 
+/// How an endpoint that just came is spared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlowStart {
+    pub(crate) window: Duration,
+    /// 100 is Envoy's 1.0.
+    pub(crate) aggression_percent: u32,
+    pub(crate) min_percent: u32,
+}
+
+/// Between what the limit of requests under way is found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Adaptive {
+    pub(crate) min: u32,
+    pub(crate) max: u32,
+    /// How long answers may take of their usual time.
+    pub(crate) tolerance_percent: u32,
+}
+
 /// How many requests may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breaker {
@@ -115,19 +139,51 @@ pub(crate) struct Rate {
 }
 
 impl Policy {
+    /// It looks at where endpoints are, or for how long.
+    pub(crate) fn places(&self) -> bool {
+        self.zone_aware.is_some() || self.slow_start.is_some()
+    }
+
     /// Reads a policy; the error says what is wrong where.
     pub(crate) fn parse(message: &wire::TrafficPolicy) -> Result<Self, String> {
         let mut policy = Self::default();
         if let Some(balancer) = &message.load_balancer {
             policy.algorithm = algorithm(balancer)?;
+            let percent = balancer.zone_min_healthy_percent;
+            policy.zone_aware = (percent > 0).then_some(percent);
+            policy.slow_start = balancer.slow_start.as_ref().map(slow_start).transpose()?;
+            if policy.places() && matches!(policy.algorithm, Algorithm::RingHash(_)) {
+                return Err("load_balancer: by hashes neither zones nor ages count".into());
+            }
         }
         if let Some(detection) = &message.outlier_detection {
             policy.outlier = outlier(detection);
         }
         if let Some(breaker) = &message.circuit_breaker {
-            policy.breaker = Some(Breaker {
-                max_requests: positive(breaker.max_requests, "circuit_breaker.max_requests")?,
-                max_pending: usize_of(breaker.max_pending),
+            let wire::CircuitBreaker {
+                max_requests,
+                max_pending,
+                max_connections,
+            } = *breaker;
+            if max_requests == 0 && (max_connections == 0 || max_pending > 0) {
+                return Err("circuit_breaker: 0 requests let nothing through".into());
+            }
+            policy.breaker = (max_requests > 0).then(|| Breaker {
+                max_requests: usize_of(max_requests),
+                max_pending: usize_of(max_pending),
+            });
+            policy.connections = (max_connections > 0).then(|| usize_of(max_connections));
+        }
+        if let Some(adaptive) = &message.adaptive_concurrency {
+            let (min, max) = (adaptive.min, adaptive.max);
+            positive(min, "adaptive_concurrency.min")?;
+            if min > max {
+                return Err(format!("adaptive_concurrency: {min} is more than {max}"));
+            }
+            policy.adaptive = Some(Adaptive {
+                min,
+                max,
+                tolerance_percent: adaptive.tolerance_percent.max(100),
             });
         }
         if let Some(budget) = &message.retry_budget {
@@ -168,6 +224,15 @@ fn algorithm(message: &wire::LoadBalancer) -> Result<Algorithm, String> {
             let on = on.ok_or("load_balancer: hash_on is missing")?;
             Algorithm::RingHash(request_key(on)?)
         }
+    })
+}
+
+fn slow_start(message: &wire::SlowStart) -> Result<SlowStart, String> {
+    positive(message.aggression_percent, "slow_start.aggression_percent")?;
+    Ok(SlowStart {
+        window: Duration::from_millis(message.window_ms),
+        aggression_percent: message.aggression_percent,
+        min_percent: message.min_percent.clamp(1, 100),
     })
 }
 
@@ -264,11 +329,54 @@ mod tests {
                 load_balancer: Some(wire::LoadBalancer {
                     algorithm,
                     hash_on: None,
+                    ..wire::LoadBalancer::default()
                 }),
                 ..none()
             })
         };
         assert!(balancer(99).is_err() && balancer(3).is_err());
         assert_eq!(balancer(2).unwrap().algorithm, Algorithm::RoundRobin);
+    }
+
+    #[test]
+    fn what_lets_nothing_through_or_contradicts_itself_is_refused() {
+        let breaker = |max_requests, max_pending, max_connections| {
+            Policy::parse(&wire::TrafficPolicy {
+                circuit_breaker: Some(wire::CircuitBreaker {
+                    max_requests,
+                    max_pending,
+                    max_connections,
+                }),
+                ..wire::TrafficPolicy::default()
+            })
+        };
+        let found = breaker(0, 0, 7).unwrap();
+        assert_eq!((found.breaker, found.connections), (None, Some(7)));
+        assert_eq!(breaker(1, 0, 0).unwrap().connections, None);
+        assert!(breaker(0, 0, 0).is_err() && breaker(0, 1, 1).is_err());
+        let adaptive = |min, max| {
+            Policy::parse(&wire::TrafficPolicy {
+                adaptive_concurrency: Some(wire::AdaptiveConcurrency {
+                    min,
+                    max,
+                    tolerance_percent: 150,
+                }),
+                ..wire::TrafficPolicy::default()
+            })
+        };
+        assert!(adaptive(1, 1).is_ok() && adaptive(0, 1).is_err() && adaptive(2, 1).is_err());
+        let hashed = wire::LoadBalancer {
+            algorithm: 3,
+            hash_on: Some(wire::RequestKey {
+                of: Some(request_key::Of::SourceAddress(true)),
+            }),
+            zone_min_healthy_percent: 70,
+            ..wire::LoadBalancer::default()
+        };
+        let hashed = wire::TrafficPolicy {
+            load_balancer: Some(hashed),
+            ..wire::TrafficPolicy::default()
+        };
+        assert!(Policy::parse(&hashed).is_err());
     }
 }

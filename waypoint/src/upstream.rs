@@ -28,16 +28,19 @@ use crate::backend_tls::{BackendTls, Within};
 use crate::balance::InFlight;
 use crate::bind::First;
 use crate::body::Outgoing;
+use crate::connections::{Connection, Connections};
 use crate::endpoint::{self, Endpoint, Tunnel, Wanted};
-use crate::failure::Failure;
+use crate::failure::{Failure, Overload};
 use crate::shared::Shared;
 use crate::trace;
-use crate::traffic::Traffic;
+use crate::traffic::{Backend, Traffic};
 
 /// A connection that nobody used for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a backend that is not meshed may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long one that is closed for another may take to end.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How many endpoints are tried.
 const ATTEMPTS: usize = 3;
 
@@ -68,8 +71,12 @@ enum Sender {
     Two(http2::SendRequest<Outgoing>),
 }
 
+/// A connection, and of which limit it is.
+type Pooled = (Sender, Option<Arc<Connections>>);
+
 struct Idle {
     sender: Sender,
+    of: Option<Arc<Connections>>,
     since: Instant,
 }
 
@@ -137,11 +144,10 @@ impl Upstreams {
                 Err(error) => return Err(last.unwrap_or(error)),
             };
             *seen = Some(endpoint.clone());
-            let mut load = backend.loads.begin(endpoint.address, &upload, slot.take());
+            let held = std::mem::take(&mut slot);
+            let mut load = backend.loads.begin(endpoint.address, &upload, held);
             let mut span = trace::attempt(&to.span, &endpoint, avoided.len(), &mut request);
-            let answer = self
-                .attempt(shared, &endpoint, (to.first, to.tls), request)
-                .await;
+            let answer = self.attempt(shared, &endpoint, to, request).await;
             let answer = answer.map_err(|unanswered| match upload.failure() {
                 Some(failure) => (failure, None),
                 None => unanswered,
@@ -179,9 +185,10 @@ impl Upstreams {
         &self,
         shared: &Shared,
         endpoint: &Endpoint,
-        (first, tls): (&First, Option<&Arc<BackendTls>>),
+        to: &Wanted<'_>,
         mut request: Request,
     ) -> Result<Response, Unanswered> {
+        let (first, tls) = (to.first, to.tls);
         let two = request.version() == Version::HTTP_2;
         let generation = match generation(shared).await {
             Ok(generation) => generation,
@@ -206,7 +213,14 @@ impl Upstreams {
         let trace = trace.and_then(|_| request.headers().get("traceparent"));
         let trace = trace.and_then(|value| TraceParent::parse(value.to_str().ok()?));
         let opening = (generation, trace);
-        let connected = self.connect(shared, endpoint, first, &key, opening).await;
+        let room = match self.room(&to.backend).await {
+            Ok(room) => room,
+            Err(failure) => return Err((failure, None)),
+        };
+        let of = room.as_ref().map(|room| room.of.clone());
+        let connected = self
+            .connect(shared, endpoint, first, (&key, room), opening)
+            .await;
         let sender = match connected {
             Ok(sender) => sender,
             Err(failure) => {
@@ -214,13 +228,51 @@ impl Upstreams {
                 return Err((failure, unsent));
             }
         };
-        self.exchange(&key, sender, request).await
+        self.exchange(&key, (sender, of), request).await
+    }
+
+    /// Room for a connection to a service's endpoints, where their number has a limit: an idle one is closed for it.
+    pub(crate) async fn room(&self, backend: &Backend) -> Result<Option<Connection>, Failure> {
+        let Some(all) = backend.rules().connections.clone() else {
+            return Ok(None);
+        };
+        if let Some(room) = all.take() {
+            return Ok(Some(room));
+        }
+        let refused = || Failure::Overloaded(Overload::Connections(all.max()));
+        if !self.close_idle(&all) {
+            return Err(refused());
+        }
+        let room = timeout(CLOSING, all.next()).await;
+        room.map(Some).map_err(|_| refused())
+    }
+
+    /// Closes the connection of these that has been idle for longest, if there is one.
+    fn close_idle(&self, all: &Arc<Connections>) -> bool {
+        let is_of = |idle: &Idle| idle.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, all));
+        // Of HTTP/2 nobody here knows whether it is idle.
+        let is_one = |idle: &Idle| matches!(idle.sender, Sender::One(_)) && idle.is_ready();
+        let mut pool = self.idle.lock();
+        let lists = pool.iter();
+        let idle = lists.flat_map(|(key, list)| {
+            let here = list.iter().enumerate();
+            let ready = here.filter(|(_, idle)| is_of(idle) && is_one(idle));
+            ready
+                .map(|(place, idle)| (idle.since, key.clone(), place))
+                .collect::<Vec<_>>()
+        });
+        let oldest = idle.min_by_key(|(since, ..)| *since);
+        let Some((_, key, place)) = oldest else {
+            return false;
+        };
+        let list = pool.get_mut(&key);
+        list.map(|list| list.swap_remove(place)).is_some()
     }
 
     async fn exchange(
         &self,
         key: &Key,
-        sender: Sender,
+        (sender, of): Pooled,
         request: Request,
     ) -> Result<Response, Unanswered> {
         let (answer, sender) = match sender {
@@ -230,30 +282,31 @@ impl Upstreams {
             }
             Sender::Two(mut sender) => {
                 // One that others share is in the pool while it is used.
-                self.put_back(key, Sender::Two(sender.clone()));
+                self.put_back(key, (Sender::Two(sender.clone()), of));
                 return sender.try_send_request(request).await.map_err(failed);
             }
         };
         let response = answer.map_err(failed)?;
         // It is ready again only when the answer's body was read.
-        self.put_back(key, sender);
+        self.put_back(key, (sender, of));
         Ok(response)
     }
 
-    fn checkout(&self, key: &Key) -> Option<Sender> {
+    fn checkout(&self, key: &Key) -> Option<Pooled> {
         let mut idle = self.idle.lock();
         let list = idle.get_mut(key)?;
         list.retain(|idle| !idle.is_closed());
         let ready = list.iter().position(Idle::is_ready)?;
-        Some(list.swap_remove(ready).sender)
+        let Idle { sender, of, .. } = list.swap_remove(ready);
+        Some((sender, of))
     }
 
-    fn put_back(&self, key: &Key, sender: Sender) {
+    fn put_back(&self, key: &Key, (sender, of): Pooled) {
         let since = Instant::now();
         let mut idle = self.idle.lock();
         idle.entry(key.clone())
             .or_default()
-            .push(Idle { sender, since });
+            .push(Idle { sender, of, since });
     }
 
     fn sweep(&self) {
@@ -269,7 +322,7 @@ impl Upstreams {
         shared: &Shared,
         endpoint: &Endpoint,
         first: &First,
-        key: &Key,
+        (key, room): (&Key, Option<Connection>),
         opening: Opening,
     ) -> Result<Sender, Failure> {
         let mut io = self.open(shared, endpoint, first, opening).await?;
@@ -286,11 +339,11 @@ impl Upstreams {
                 .await
                 .map_err(Failure::Upstream)?;
             // Its end is seen by whoever uses it.
-            tokio::spawn(async move { drop(connection.await) });
+            tokio::spawn(async move { drop((connection.await, room)) });
             return Ok(Sender::Two(sender));
         }
         let (sender, connection) = http1::handshake(io).await.map_err(Failure::Upstream)?;
-        tokio::spawn(async move { drop(connection.with_upgrades().await) });
+        tokio::spawn(async move { drop((connection.with_upgrades().await, room)) });
         Ok(Sender::One(sender))
     }
 

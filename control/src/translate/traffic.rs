@@ -9,7 +9,8 @@ use seine_objects::{
     ObjectKey, ObjectSet,
     gateway::parse_duration,
     policy::{
-        Algorithm, HashOn, HashSource, Per, PerType, RateLimit, TrafficPolicy, TrafficPolicySpec,
+        AdaptiveConcurrency, Algorithm, HashOn, HashSource, LoadBalancer, Per, PerType, RateLimit,
+        SlowStart, TrafficPolicy, TrafficPolicySpec,
     },
 };
 use seine_proto::waypoint::{self as wire, filter, load_balancer, request_key};
@@ -131,16 +132,7 @@ fn message(
     let budget = spec.retry_budget.as_ref();
     wire::TrafficPolicy {
         services: services.collect(),
-        load_balancer: balancer.map(|balancer| wire::LoadBalancer {
-            algorithm: match balancer.algorithm {
-                Algorithm::PeakEwma => load_balancer::Algorithm::PeakEwma,
-                Algorithm::LeastRequest => load_balancer::Algorithm::LeastRequest,
-                Algorithm::RoundRobin => load_balancer::Algorithm::RoundRobin,
-                Algorithm::RingHash => load_balancer::Algorithm::RingHash,
-            }
-            .into(),
-            hash_on: balancer.hash_on.as_ref().map(hash_on),
-        }),
+        load_balancer: balancer.map(load_balancer),
         outlier_detection: detection.map(|detection| wire::OutlierDetection {
             consecutive_failures: detection.consecutive_failures,
             ejection_ms: detection.ejection_time.as_deref().and_then(millis),
@@ -148,8 +140,9 @@ fn message(
             max_ejected_percent: detection.max_ejected_percent,
         }),
         circuit_breaker: breaker.map(|breaker| wire::CircuitBreaker {
-            max_requests: breaker.max_requests,
+            max_requests: breaker.max_requests.unwrap_or_default(),
             max_pending: breaker.max_pending.unwrap_or_default(),
+            max_connections: breaker.max_connections.unwrap_or_default(),
         }),
         retry_budget: budget.map(|budget| wire::RetryBudget {
             percent: budget.percent,
@@ -160,6 +153,41 @@ fn message(
             }),
         }),
         rate_limit: spec.rate_limit.as_ref().map(rate_limit),
+        adaptive_concurrency: spec.adaptive_concurrency.as_ref().map(adaptive),
+    }
+}
+
+fn load_balancer(balancer: &LoadBalancer) -> wire::LoadBalancer {
+    let zones = balancer.zone_aware.as_ref();
+    wire::LoadBalancer {
+        algorithm: match balancer.algorithm {
+            Algorithm::PeakEwma => load_balancer::Algorithm::PeakEwma,
+            Algorithm::LeastRequest => load_balancer::Algorithm::LeastRequest,
+            Algorithm::RoundRobin => load_balancer::Algorithm::RoundRobin,
+            Algorithm::RingHash => load_balancer::Algorithm::RingHash,
+        }
+        .into(),
+        hash_on: balancer.hash_on.as_ref().map(hash_on),
+        // As Envoy's overprovisioning of 140.
+        zone_min_healthy_percent: zones.map_or(0, |zones| zones.min_healthy_percent.unwrap_or(70)),
+        slow_start: balancer.slow_start.as_ref().map(slow_start),
+    }
+}
+
+fn slow_start(slow: &SlowStart) -> wire::SlowStart {
+    wire::SlowStart {
+        window_ms: millis(&slow.window).unwrap_or_default(),
+        aggression_percent: slow.aggression_percent.unwrap_or(100),
+        min_percent: slow.min_percent.unwrap_or(10),
+    }
+}
+
+fn adaptive(adaptive: &AdaptiveConcurrency) -> wire::AdaptiveConcurrency {
+    let (min, max) = adaptive.bounds();
+    wire::AdaptiveConcurrency {
+        min,
+        max,
+        tolerance_percent: adaptive.tolerance_percent.unwrap_or(150),
     }
 }
 

@@ -143,6 +143,7 @@ fn everything_that_a_policy_says_goes_over_the_wire() {
     );
     let breaker = found.circuit_breaker.unwrap();
     assert_eq!((breaker.max_requests, breaker.max_pending), (10, 5));
+    assert_eq!(breaker.max_connections, 0);
     let budget = found.retry_budget.unwrap();
     assert_eq!(
         (budget.percent, budget.min_per_second, budget.interval_s),
@@ -154,4 +155,26 @@ fn everything_that_a_policy_says_goes_over_the_wire() {
         (10, 60_000, 10)
     );
     assert_eq!(limit.per.unwrap().of, Some(Of::Identity(true)));
+}
+
+#[test]
+fn places_and_limits_that_are_found_out_go_over_the_wire_with_their_defaults() {
+    let spec = "{targetRefs: [{kind: Service, name: web}], loadBalancer: {zoneAware: {}, slowStart: {window: 30s}}, circuitBreaker: {maxConnections: 7}, adaptiveConcurrency: {maxRequests: 10}}";
+    let at = "2026-01-01T00:00:00Z";
+    let resources = translated(&(SERVICES.to_owned() + &policy("p", at, spec)));
+    let found = resources.traffic["shop/p"].clone();
+    let balancer = found.load_balancer.unwrap();
+    assert_eq!(balancer.zone_min_healthy_percent, 70);
+    let slow = balancer.slow_start.unwrap();
+    assert_eq!(
+        (slow.window_ms, slow.aggression_percent, slow.min_percent),
+        (30_000, 100, 10)
+    );
+    let breaker = found.circuit_breaker.unwrap();
+    assert_eq!((breaker.max_requests, breaker.max_connections), (0, 7));
+    let adaptive = found.adaptive_concurrency.unwrap();
+    assert_eq!(
+        (adaptive.min, adaptive.max, adaptive.tolerance_percent),
+        (10, 10, 150)
+    );
 }

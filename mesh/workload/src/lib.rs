@@ -33,7 +33,8 @@ pub use model::{
 };
 pub use parse::ParseError;
 pub use resolve::{
-    Destination, HBONE_PORT, Target, Transport, Unavailable, UnavailableReason, Upstream, Waypoint,
+    Destination, HBONE_PORT, Spread, Target, Transport, Unavailable, UnavailableReason, Upstream,
+    Waypoint,
 };
 pub use snapshot::SnapshotError;
 pub use store::{Counts, Rejected, Store};

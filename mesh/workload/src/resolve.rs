@@ -250,10 +250,59 @@ pub(crate) fn to_backend(
     Ok(Destination::Workload(upstream))
 }
 
+/// Where the workloads of a service are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Those that may be chosen; at least one, in no order.
+    pub usable: Vec<Upstream>,
+    /// How many there are in the zone that was asked about.
+    pub in_zone: usize,
+}
+
+/// Answers [`crate::Store::spread`].
+pub(crate) fn spread(
+    index: &AddressIndex,
+    service: &Arc<Service>,
+    question: &Question<'_>,
+    zone: &str,
+    random: &mut impl Rng,
+) -> Result<Spread, Unavailable> {
+    let anywhere = LoadBalancing {
+        scopes: Box::default(),
+        mode: Mode::Standard,
+        health_policy: service.load_balancing.health_policy,
+    };
+    let balancing = match service.load_balancing.mode {
+        Mode::Strict => &service.load_balancing,
+        _ => &anywhere,
+    };
+    let usable = listed(index, service, balancing, question, random)?;
+    let port = question.destination.port();
+    let all = index.entry(&service.key).into_iter();
+    let all = all.flat_map(|entry| &entry.endpoints);
+    let in_zone = all.filter(|workload| {
+        *workload.locality.zone == *zone && workload.target_port(&service.key, port).is_some()
+    });
+    Ok(Spread {
+        in_zone: in_zone.count(),
+        usable,
+    })
+}
+
 /// Every workload of the service that [`to_backend`] may choose.
 pub(crate) fn backends(
     index: &AddressIndex,
     service: &Arc<Service>,
+    question: &Question<'_>,
+    random: &mut impl Rng,
+) -> Result<Vec<Upstream>, Unavailable> {
+    listed(index, service, &service.load_balancing, question, random)
+}
+
+fn listed(
+    index: &AddressIndex,
+    service: &Arc<Service>,
+    balancing: &LoadBalancing,
     question: &Question<'_>,
     random: &mut impl Rng,
 ) -> Result<Vec<Upstream>, Unavailable> {
@@ -265,7 +314,11 @@ pub(crate) fn backends(
     let entry = index
         .entry(&service.key)
         .ok_or_else(|| unavailable(UnavailableReason::NoEndpoints))?;
-    let found = all(entry, &of_service(service, question)).map_err(unavailable)?;
+    let wanted = Wanted {
+        balancing,
+        ..of_service(service, question)
+    };
+    let found = all(entry, &wanted).map_err(unavailable)?;
     found
         .into_iter()
         .map(|(workload, port)| upstream(index, service, workload, port, question, random))

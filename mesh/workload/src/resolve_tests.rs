@@ -316,6 +316,19 @@ fn failover_takes_the_best_rank_and_strict_needs_all_scopes() {
         let tried: Vec<Arc<str>> = ["near", "zone", "far"].map(|name| uid(name).into()).into();
         let none = store.backends(service, 80, ip, source.as_deref(), &tried);
         assert_eq!(none.unwrap_err().reason, UnavailableReason::AllTried);
+        // Where they are is the waypoint's to look at, unless the service is strict.
+        let spread = store
+            .spread(service, 80, ip, source.as_deref(), "z1")
+            .unwrap();
+        let everywhere = match mode {
+            Mode::Strict => expected.len(),
+            _ => 3,
+        };
+        assert_eq!(
+            (spread.usable.len(), spread.in_zone),
+            (everywhere, 2),
+            "{mode:?}"
+        );
     }
 }
 

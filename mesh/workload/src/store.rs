@@ -24,7 +24,8 @@ use crate::model::{Service, ServiceKey, Workload};
 use crate::parse::{ParseError, parse_policy, parse_service, parse_workload, service_key};
 use crate::policies::{PolicyIndex, RefusedScope};
 use crate::resolve::{
-    Destination, Question, Unavailable, Upstream, backends, resolve, to_backend, to_service,
+    Destination, Question, Spread, Unavailable, Upstream, backends, resolve, spread, to_backend,
+    to_service,
 };
 
 /// Resources that are applied under one write lock, so that readers needn't wait for thousands.
@@ -281,6 +282,25 @@ impl Store {
     ) -> Result<Vec<Upstream>, Unavailable> {
         let question = self.of_backend(service, port, client, source, exclude);
         backends(&self.read().addresses, service, &question, &mut rand::rng())
+    }
+
+    /// The same wherever they are, unless the service's scopes are strict; and how many workloads of the service a zone has, those that
+    /// can't be chosen now too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::resolve`].
+    pub fn spread(
+        &self,
+        service: &Arc<Service>,
+        port: u16,
+        client: IpAddr,
+        source: Option<&Workload>,
+        zone: &str,
+    ) -> Result<Spread, Unavailable> {
+        let question = self.of_backend(service, port, client, source, &[]);
+        let state = self.read();
+        spread(&state.addresses, service, &question, zone, &mut rand::rng())
     }
 
     fn of_backend<'a>(

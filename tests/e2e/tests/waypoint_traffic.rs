@@ -12,8 +12,9 @@ use seine_e2e::{Bed, Family, trials, until};
 use serde_json::{Value, json};
 
 /// Each is a service of its own before the same two pods.
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 13] = [
     "turns", "hashed", "sourced", "limited", "narrow", "outlier", "frugal", "sticky", "patient",
+    "near", "young", "crowded", "learning",
 ];
 
 fn main() -> ExitCode {
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
             a_pod_that_fails_gets_nothing_for_a_while_and_never_more_of_them_than_the_share,
             without_a_budget_nothing_is_sent_again,
             a_client_that_is_slow_with_its_body_is_not_held_against_the_pod,
+            requests_stay_in_the_zone_until_its_pods_fail,
+            no_more_connections_stand_than_may_and_an_idle_one_makes_room,
+            the_limit_that_is_found_out_refuses_what_is_beyond_it,
+            a_pod_that_just_came_gets_less,
             the_requests_of_a_session_go_to_its_pod_and_what_a_client_made_up_leads_nowhere,
             a_session_stays_with_its_backend_also_where_that_has_no_weight,
         ],
@@ -37,7 +42,7 @@ fn up() -> Result<Bed> {
     let server = |name: &str, node: u8| {
         Pod::new("mesh", name, node)
             .label("of", "web")
-            .serves(&["mirror:8080"])
+            .serves(&["mirror:8080", "mirror:8081"])
             .object()
     };
     let mut objects = vec![
@@ -82,6 +87,22 @@ fn up() -> Result<Bed> {
                 "outlierDetection": {"consecutiveFailures": 1, "ejectionTime": "5m", "maxEjectedPercent": 50},
             }),
         ),
+        policy(
+            "near",
+            json!({
+                "loadBalancer": {"algorithm": "RoundRobin", "zoneAware": {}},
+                "outlierDetection": {"consecutiveFailures": 1, "ejectionTime": "5m"},
+            }),
+        ),
+        policy(
+            "young",
+            json!({"loadBalancer": {"algorithm": "RoundRobin", "slowStart": {"window": "1h", "minPercent": 1}}}),
+        ),
+        policy("crowded", json!({"circuitBreaker": {"maxConnections": 1}})),
+        policy(
+            "learning",
+            json!({"adaptiveConcurrency": {"minRequests": 1, "maxRequests": 1}}),
+        ),
         service("mesh", "only-a", "a", &[("http", 80, 8080)]),
         service("mesh", "only-b", "b", &[("http", 80, 8080)]),
         sticky(1, 0),
@@ -106,7 +127,9 @@ fn up() -> Result<Bed> {
         ),
     ];
     for name in SERVICES {
-        let mut object = service("mesh", name, "", &[("http", 80, 8080)]);
+        // Connections are those to a port, of whichever service.
+        let target = if name == "crowded" { 8081 } else { 8080 };
+        let mut object = service("mesh", name, "", &[("http", 80, target)]);
         object["metadata"]["labels"] = json!({"seine.dev/use-waypoint": "wp"});
         object["spec"]["selector"] = json!({"of": "web"});
         objects.push(object);
@@ -315,6 +338,89 @@ fn a_client_that_is_slow_with_its_body_is_not_held_against_the_pod(bed: &Bed) ->
     let left = names()?;
     ensure!(left.iter().all(|name| *name == left[0]), "{left:?}");
     Ok(())
+}
+
+fn requests_stay_in_the_zone_until_its_pods_fail(bed: &Bed) -> Result<()> {
+    let names = || {
+        let names = (0..8).map(|_| pod(bed, "near", ""));
+        names.collect::<Result<Vec<_>>>()
+    };
+    let one = |names: &[String]| names.iter().all(|name| *name == names[0]);
+    // Each node is a zone, and so one of the two pods is in the waypoint's.
+    let near = names()?;
+    ensure!(one(&near), "{near:?}");
+    let answer = get(bed, "mesh/client", "near", "x-fail-first: near\r\n")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    let far = names()?;
+    ensure!(one(&far) && far[0] != near[0], "{near:?} {far:?}");
+    Ok(())
+}
+
+/// What a request gets while another one of another client is under way.
+fn beside_another(bed: &Bed, service: &str) -> Result<String> {
+    let mut slow = bed.live("mesh/client", service, 80, Family::V4)?;
+    let path = format!("/first-of-{service}");
+    slow.say(&format!(
+        "GET {path} HTTP/1.1\r\r\nhost: {service}\r\r\nx-wait: 6000\r\r\n\r"
+    ))?;
+    until("a pod has the first request", || {
+        let log = |pod| bed.lab().pod_logs("mesh", pod);
+        let both = log("a")? + &log("b")?;
+        Ok(both.contains(&format!("request: GET {path}")).then_some(()))
+    })?;
+    let answer = get(bed, "mesh/other", service, "")?;
+    let answered: LiveEvent = slow.report()?;
+    let is_good = matches!(&answered, LiveEvent::Line(line) if line.starts_with("HTTP/1.1 200"));
+    ensure!(is_good, "{answered:?}");
+    Ok(answer)
+}
+
+fn no_more_connections_stand_than_may_and_an_idle_one_makes_room(bed: &Bed) -> Result<()> {
+    let answer = beside_another(bed, "crowded")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    await_log(bed, &["path=/crowded", "OVERLOADED", "1 connections stand"])?;
+    // The other client's is idle then.
+    until("there is room again", || {
+        let answer = get(bed, "mesh/other", "crowded", "")?;
+        Ok((status(&answer) == "200").then_some(()))
+    })?;
+    pod(bed, "crowded", "")?;
+    Ok(())
+}
+
+fn the_limit_that_is_found_out_refuses_what_is_beyond_it(bed: &Bed) -> Result<()> {
+    let answer = beside_another(bed, "learning")?;
+    ensure!(status(&answer) == "503", "{answer}");
+    await_log(
+        bed,
+        &["path=/learning", "OVERLOADED", "adaptiveConcurrency"],
+    )?;
+    until("there is a place again", || {
+        let answer = get(bed, "mesh/other", "learning", "")?;
+        Ok((status(&answer) == "200").then_some(()))
+    })
+}
+
+fn a_pod_that_just_came_gets_less(bed: &Bed) -> Result<()> {
+    // Those that are there are none that just came.
+    let names = (0..8).map(|_| pod(bed, "young", ""));
+    let names: Vec<String> = names.collect::<Result<_>>()?;
+    ensure!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    let newcomer = Pod::new("mesh", "c", 2)
+        .label("of", "web")
+        .serves(&["mirror:8080"])
+        .object();
+    bed.during(&[newcomer], || {
+        until("the newcomer is asked without a policy", || {
+            Ok((pod(bed, "turns", "")? == "c").then_some(()))
+        })?;
+        // Of 60 it would have 20, and has one of 200.
+        let names = (0..60).map(|_| pod(bed, "young", ""));
+        let names: Vec<String> = names.collect::<Result<_>>()?;
+        let of_newcomer = names.iter().filter(|name| *name == "c").count();
+        ensure!(of_newcomer < 8, "{names:?}");
+        Ok(())
+    })
 }
 
 /// Asks the service with sessions; the answer, which must be good, and the name of the pod that gave it.

@@ -79,7 +79,8 @@ async fn open(
     let call = Call::to(shared, backend)?;
     entry.backend = Some(format!("{}:{}", call.service.key.hostname, call.port));
     let wanted = Wanted::new(shared, (&call.service, call.port), &bound.first, &headers);
-    let slot = wanted.backend.slot().await?;
+    let mut slot = wanted.backend.slot().await?;
+    slot.connection = shared.upstreams.room(&wanted.backend).await?;
     let endpoint = endpoint::choose(shared, &wanted, &[])?;
     let load = wanted
         .backend

@@ -273,3 +273,66 @@ async fn what_clients_send_before_their_answer_is_within_a_bound() {
     }
     assert_eq!(memory.held(), 0);
 }
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+/// A header without compression (RFC 7541, section 6.2.2).
+fn pair(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
+#[tokio::test]
+async fn a_flood_ends_its_tunnel_with_the_code_for_it() {
+    const HEADERS: u8 = 1;
+    const RESET: u8 = 3;
+    const CONTINUATION: u8 = 9;
+    const END_HEADERS: u8 = 4;
+    let head = [
+        pair(":method", "CONNECT"),
+        pair(":authority", "10.0.0.2:80"),
+    ]
+    .concat();
+    let reset = |number: u32| {
+        let stream = 2 * number + 1;
+        let opened = frame(HEADERS, END_HEADERS, stream, &head);
+        [opened, frame(RESET, 0, stream, &8_u32.to_be_bytes())].concat()
+    };
+    let resets: Vec<u8> = (0..200).flat_map(reset).collect();
+    let more = frame(CONTINUATION, 0, 1, &pair("x", &"a".repeat(100)));
+    let continuations = [frame(HEADERS, 0, 1, &head), more.repeat(2000)].concat();
+    for (what, flood) in [("resets", resets), ("continuations", continuations)] {
+        let (server, mut seen) = server(Settings::default());
+        let credentials = server.ca.credentials("shop", "web");
+        let config = credentials
+            .client_config(&server.ca.identity("shop", "db").into())
+            .unwrap();
+        let name = seine_identity::server_name(PEER.ip());
+        let tls = tokio_rustls::TlsConnector::from(config);
+        let tls = tls.connect(name, server.dial()).await.unwrap();
+        let (mut from, mut to) = tokio::io::split(tls);
+        // What the server says is read, so that it is never held up.
+        let reader = tokio::spawn(async move { from.read_to_end(&mut Vec::new()).await });
+        let preface = [
+            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+            &frame(4, 0, 0, &[]),
+        ]
+        .concat();
+        to.write_all(&preface).await.unwrap();
+        // It may end in the middle of it.
+        let _ = to.write_all(&flood).await;
+        let _ = to.flush().await;
+        let ended = seen.ended.recv().await;
+        let Some(Err(ServeError::Protocol { source, .. })) = &ended else {
+            panic!("{what}: {ended:?}");
+        };
+        let calm = Some(h2::Reason::ENHANCE_YOUR_CALM);
+        assert_eq!(source.reason(), calm, "{what}: {source}");
+        reader.abort();
+    }
+}

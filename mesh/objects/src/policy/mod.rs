@@ -33,8 +33,9 @@ pub use selector::{Operator, Requirement, Selector};
 pub(crate) use stand_in::stand_in;
 pub use target_ref::TargetRef;
 pub use traffic::{
-    Algorithm, CircuitBreaker, HashOn, HashSource, LoadBalancer, OutlierDetection, Per, PerType,
-    RateLimit, RetryBudget, TrafficPolicy, TrafficPolicySpec, Unit,
+    AdaptiveConcurrency, Algorithm, CircuitBreaker, HashOn, HashSource, LoadBalancer,
+    OutlierDetection, Per, PerType, RateLimit, RetryBudget, SlowStart, TrafficPolicy,
+    TrafficPolicySpec, Unit, ZoneAware,
 };
 
 /// API group of every policy.

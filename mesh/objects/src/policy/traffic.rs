@@ -1,5 +1,6 @@
 //! `TrafficPolicy`: how a waypoint treats the requests to a service and the pods behind it.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use kube::CustomResource;
@@ -38,8 +39,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(60);
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.loadBalancer) || has(self.outlierDetection) || has(self.circuitBreaker) || has(self.retryBudget) || has(self.rateLimit)",
-    "message": "says nothing: set at least one of loadBalancer, outlierDetection, circuitBreaker, retryBudget, rateLimit",
+    "rule": "has(self.loadBalancer) || has(self.outlierDetection) || has(self.circuitBreaker) || has(self.retryBudget) || has(self.rateLimit) || has(self.adaptiveConcurrency)",
+    "message": "says nothing: set at least one of loadBalancer, outlierDetection, circuitBreaker, retryBudget, rateLimit, adaptiveConcurrency",
 }]))]
 pub struct TrafficPolicySpec {
     /// Services of this namespace.
@@ -60,6 +61,9 @@ pub struct TrafficPolicySpec {
     /// How many requests clients may make. Others are answered with 429.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// A limit of requests under way that is found out by how long the pods take to answer. Others are answered with 503.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
 }
 
 /// Which pod gets a request.
@@ -68,6 +72,9 @@ pub struct TrafficPolicySpec {
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "has(self.hashOn) == (has(self.algorithm) && self.algorithm == 'RingHash')",
     "message": "hashOn: with RingHash, and with nothing else",
+}, {
+    "rule": "!(has(self.zoneAware) || has(self.slowStart)) || !has(self.algorithm) || self.algorithm != 'RingHash'",
+    "message": "zoneAware and slowStart: not with RingHash, by which a value has one pod",
 }]))]
 pub struct LoadBalancer {
     /// How it is chosen.
@@ -76,6 +83,41 @@ pub struct LoadBalancer {
     /// By what `RingHash` tells clients apart. A request without it goes where it would without a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOn>,
+    /// Requests stay in the zone of the waypoint's pod, as its node's label `topology.kubernetes.io/zone` says, as long as it can take them.
+    /// By default zones don't count, but for what the Service's `trafficDistribution` says, in the place of which this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_aware: Option<ZoneAware>,
+    /// A pod that just came gets fewer requests at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
+}
+
+/// How requests stay in a zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ZoneAware {
+    /// As long as this percentage of the Service's pods in the zone is ready and does not fail, all requests stay there; by default 70. Of a
+    /// zone with fewer a share goes to the other zones: half of the requests where half of this percentage is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_healthy_percent: Option<u32>,
+}
+
+/// How a pod that just came is spared: it gets `(age / window) ^ (100 / aggressionPercent)` of its requests, as Envoy's slow start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlowStart {
+    /// For how long. Pods that all came at once are not slow.
+    #[schemars(regex(pattern = DURATION))]
+    pub window: String,
+    /// How soon the share grows: 100, the default, is evenly, and more is faster at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 1000))]
+    pub aggression_percent: Option<u32>,
+    /// The share is never less than this; by default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_percent: Option<u32>,
 }
 
 /// How a pod is chosen.
@@ -143,17 +185,59 @@ pub struct OutlierDetection {
     pub max_ejected_percent: Option<u32>,
 }
 
-/// How many requests to the Service's pods may be under way. Others are answered with 503.
+/// How many requests to the Service's pods may be under way, and on how many connections. Others are answered with 503.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.maxRequests) || has(self.maxConnections)",
+    "message": "says nothing: set maxRequests or maxConnections",
+}, {
+    "rule": "has(self.maxRequests) || !has(self.maxPending)",
+    "message": "maxPending: with maxRequests",
+}]))]
 pub struct CircuitBreaker {
-    /// At a time, from the request's head to the end of its answer.
+    /// Requests at a time, from the request's head to the end of its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
-    pub max_requests: u32,
-    /// How many others wait for their turn; by default none.
+    pub max_requests: Option<u32>,
+    /// Connections at a time. One of HTTP/1.1 that is idle makes room for another; each client has connections of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_connections: Option<u32>,
+    /// Beyond `maxRequests` how many others wait for their turn; by default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1_000_000))]
     pub max_pending: Option<u32>,
+}
+
+/// A limit of requests under way that grows while answers take no longer than usual, and shrinks when they do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.minRequests) || !has(self.maxRequests) || self.minRequests <= self.maxRequests",
+    "message": "minRequests: is more than maxRequests",
+}]))]
+pub struct AdaptiveConcurrency {
+    /// The limit is never less, and begins so; by default 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub min_requests: Option<u32>,
+    /// The limit is never more; by default 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_requests: Option<u32>,
+    /// How long answers may take of their usual time before the limit shrinks; by default 150.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 1000))]
+    pub tolerance_percent: Option<u32>,
+}
+
+impl AdaptiveConcurrency {
+    /// The least and the most.
+    pub fn bounds(&self) -> (u32, u32) {
+        let max = self.max_requests.unwrap_or(1000);
+        (self.min_requests.unwrap_or(20.min(max)), max)
+    }
 }
 
 /// How many requests may be sent again: a share of those of the last seconds, and always some.
@@ -255,7 +339,7 @@ impl TrafficPolicy {
             ..TrafficPolicySpec::default()
         };
         if *spec == nothing {
-            let message = "says nothing: set at least one of loadBalancer, outlierDetection, circuitBreaker, retryBudget, rateLimit";
+            let message = "says nothing: set at least one of loadBalancer, outlierDetection, circuitBreaker, retryBudget, rateLimit, adaptiveConcurrency";
             errors.add("spec", message);
         }
         if let Some(balancer) = &spec.load_balancer {
@@ -265,19 +349,10 @@ impl TrafficPolicy {
             detection.validate("spec.outlierDetection", &mut errors);
         }
         if let Some(breaker) = &spec.circuit_breaker {
-            let path = "spec.circuitBreaker";
-            number(
-                breaker.max_requests,
-                1,
-                &format!("{path}.maxRequests"),
-                &mut errors,
-            );
-            number(
-                breaker.max_pending,
-                0,
-                &format!("{path}.maxPending"),
-                &mut errors,
-            );
+            breaker.validate("spec.circuitBreaker", &mut errors);
+        }
+        if let Some(adaptive) = &spec.adaptive_concurrency {
+            adaptive.validate("spec.adaptiveConcurrency", &mut errors);
         }
         if let Some(budget) = &spec.retry_budget {
             budget.validate("spec.retryBudget", &mut errors);
@@ -316,6 +391,73 @@ impl LoadBalancer {
                 &format!("{path}.hashOn.name"),
                 errors,
             );
+        }
+        let by_hash = self.algorithm == Algorithm::RingHash;
+        if let Some(zones) = &self.zone_aware {
+            let path = format!("{path}.zoneAware");
+            zones.validate(&path, errors);
+            if by_hash {
+                errors.add(path, "not with RingHash, by which a value has one pod");
+            }
+        }
+        if let Some(slow) = &self.slow_start {
+            let path = format!("{path}.slowStart");
+            slow.validate(&path, errors);
+            if by_hash {
+                errors.add(path, "not with RingHash, by which a value has one pod");
+            }
+        }
+    }
+}
+
+impl ZoneAware {
+    fn validate(&self, path: &str, errors: &mut Errors) {
+        let path = format!("{path}.minHealthyPercent");
+        within(self.min_healthy_percent, 1..=100, &path, errors);
+    }
+}
+
+impl SlowStart {
+    fn validate(&self, path: &str, errors: &mut Errors) {
+        duration(&self.window, &format!("{path}.window"), errors);
+        let aggression = format!("{path}.aggressionPercent");
+        within(self.aggression_percent, 10..=1000, &aggression, errors);
+        let least = format!("{path}.minPercent");
+        within(self.min_percent, 1..=100, &least, errors);
+    }
+}
+
+impl CircuitBreaker {
+    fn validate(&self, path: &str, errors: &mut Errors) {
+        if self.max_requests.is_none() && self.max_connections.is_none() {
+            errors.add(path, "says nothing: set maxRequests or maxConnections");
+        }
+        if self.max_requests.is_none() && self.max_pending.is_some() {
+            errors.add(format!("{path}.maxPending"), "with maxRequests");
+        }
+        for (field, value, least) in [
+            ("maxRequests", self.max_requests, 1),
+            ("maxConnections", self.max_connections, 1),
+            ("maxPending", self.max_pending, 0),
+        ] {
+            number(value, least, &format!("{path}.{field}"), errors);
+        }
+    }
+}
+
+impl AdaptiveConcurrency {
+    fn validate(&self, path: &str, errors: &mut Errors) {
+        for (field, value) in [
+            ("minRequests", self.min_requests),
+            ("maxRequests", self.max_requests),
+        ] {
+            number(value, 1, &format!("{path}.{field}"), errors);
+        }
+        let tolerance = format!("{path}.tolerancePercent");
+        within(self.tolerance_percent, 100..=1000, &tolerance, errors);
+        let (least, most) = self.bounds();
+        if least > most {
+            errors.add(format!("{path}.minRequests"), "is more than maxRequests");
         }
     }
 }
@@ -369,9 +511,18 @@ impl RetryBudget {
 }
 
 fn number(value: impl Into<Option<u32>>, least: u32, path: &str, errors: &mut Errors) {
-    let bounds = least..=1_000_000;
+    within(value, least..=1_000_000, path, errors);
+}
+
+fn within(
+    value: impl Into<Option<u32>>,
+    bounds: RangeInclusive<u32>,
+    path: &str,
+    errors: &mut Errors,
+) {
     if let Some(value) = value.into().filter(|value| !bounds.contains(value)) {
-        errors.add(path, format!("{value} is not between {least} and 1000000"));
+        let (least, most) = (bounds.start(), bounds.end());
+        errors.add(path, format!("{value} is not between {least} and {most}"));
     }
 }
 
@@ -419,8 +570,10 @@ mod tests {
 
     #[test]
     fn a_policy_that_says_everything_is_valid() {
-        let spec = "{targetRefs: [{kind: Service, name: web}], loadBalancer: {algorithm: RingHash, hashOn: {type: Cookie, name: a}}, outlierDetection: {consecutiveFailures: 3, ejectionTime: 1s, maxEjectionTime: 1m30s, maxEjectedPercent: 50}, circuitBreaker: {maxRequests: 10, maxPending: 5}, retryBudget: {percent: 10, minPerSecond: 0, interval: 30s}, rateLimit: {requests: 10, unit: Minute, burst: 20, per: {type: Header, name: x-tenant}}}";
+        let spec = "{targetRefs: [{kind: Service, name: web}], loadBalancer: {algorithm: RingHash, hashOn: {type: Cookie, name: a}}, outlierDetection: {consecutiveFailures: 3, ejectionTime: 1s, maxEjectionTime: 1m30s, maxEjectedPercent: 50}, circuitBreaker: {maxRequests: 10, maxPending: 5, maxConnections: 7}, adaptiveConcurrency: {minRequests: 5, maxRequests: 50, tolerancePercent: 200}, retryBudget: {percent: 10, minPerSecond: 0, interval: 30s}, rateLimit: {requests: 10, unit: Minute, burst: 20, per: {type: Header, name: x-tenant}}}";
         assert_eq!(problems(spec), [""; 0]);
+        let places = "{targetRefs: [{kind: Service, name: web}], loadBalancer: {algorithm: RoundRobin, zoneAware: {minHealthyPercent: 50}, slowStart: {window: 1m, aggressionPercent: 50, minPercent: 5}}, circuitBreaker: {maxConnections: 1}, adaptiveConcurrency: {}}";
+        assert_eq!(problems(places), [""; 0]);
     }
 
     #[test]
@@ -450,7 +603,48 @@ mod tests {
                 "loadBalancer: {algorithm: RingHash, hashOn: {type: Cookie, name: 'a b'}}",
                 "loadBalancer.hashOn.name",
             ),
-            ("loadBalancer: {slowStart: 1s}", "loadBalancer.slowStart"),
+            ("loadBalancer: {slow: 1s}", "loadBalancer.slow"),
+            (
+                "loadBalancer: {slowStart: {window: 0s}}",
+                "loadBalancer.slowStart.window",
+            ),
+            (
+                "loadBalancer: {slowStart: {window: 1s, aggressionPercent: 9}}",
+                "loadBalancer.slowStart.aggressionPercent",
+            ),
+            (
+                "loadBalancer: {slowStart: {window: 1s, minPercent: 0}}",
+                "loadBalancer.slowStart.minPercent",
+            ),
+            (
+                "loadBalancer: {zoneAware: {minHealthyPercent: 101}}",
+                "loadBalancer.zoneAware.minHealthyPercent",
+            ),
+            (
+                "loadBalancer: {algorithm: RingHash, hashOn: {type: SourceAddress}, zoneAware: {}}",
+                "loadBalancer.zoneAware",
+            ),
+            (
+                "loadBalancer: {algorithm: RingHash, hashOn: {type: SourceAddress}, slowStart: {window: 1s}}",
+                "loadBalancer.slowStart",
+            ),
+            ("circuitBreaker: {}", "circuitBreaker"),
+            (
+                "circuitBreaker: {maxConnections: 1, maxPending: 1}",
+                "circuitBreaker.maxPending",
+            ),
+            (
+                "circuitBreaker: {maxConnections: 0}",
+                "circuitBreaker.maxConnections",
+            ),
+            (
+                "adaptiveConcurrency: {minRequests: 2, maxRequests: 1}",
+                "adaptiveConcurrency.minRequests",
+            ),
+            (
+                "adaptiveConcurrency: {tolerancePercent: 99}",
+                "adaptiveConcurrency.tolerancePercent",
+            ),
             ("outlierDetection: {}", "outlierDetection"),
             (
                 "outlierDetection: {consecutiveFailures: 0}",

@@ -91,6 +91,11 @@ pub(crate) fn what_is_right_is_accepted(bed: &Bed) -> Result<()> {
             "retryBudget": {"percent": 100, "minPerSecond": 0, "interval": "1m"},
             "rateLimit": {"requests": 1, "unit": "Hour", "burst": 1, "per": {"type": "Header", "name": "x-a"}},
         })),
+        traffic(json!({
+            "loadBalancer": {"zoneAware": {"minHealthyPercent": 100}, "slowStart": {"window": "1m", "aggressionPercent": 50, "minPercent": 1}},
+            "circuitBreaker": {"maxConnections": 1},
+            "adaptiveConcurrency": {"minRequests": 1, "maxRequests": 1, "tolerancePercent": 100},
+        })),
     ];
     for object in right {
         let output = bed.cluster.try_apply(std::slice::from_ref(&object))?;
@@ -191,7 +196,7 @@ pub(crate) fn each_mistake_is_refused_at_its_field(bed: &Bed) -> Result<()> {
         ),
         (
             traffic(json!({"circuitBreaker": {"maxPending": 1}})),
-            "spec.circuitBreaker.maxRequests",
+            "spec.circuitBreaker",
         ),
     ];
     wrong.extend(rules(&from, &to));
@@ -326,6 +331,20 @@ fn rules(from: &dyn Fn(Value) -> Value, to: &dyn Fn(Value) -> Value) -> Vec<(Val
         (
             traffic(json!({"outlierDetection": {"maxEjectedPercent": 101}})),
             "spec.outlierDetection.maxEjectedPercent",
+        ),
+        (
+            traffic(json!({"loadBalancer": {
+                "algorithm": "RingHash", "hashOn": {"type": "SourceAddress"}, "zoneAware": {},
+            }})),
+            "spec.loadBalancer",
+        ),
+        (
+            traffic(json!({"loadBalancer": {"slowStart": {"minPercent": 1}}})),
+            "spec.loadBalancer.slowStart.window",
+        ),
+        (
+            traffic(json!({"adaptiveConcurrency": {"minRequests": 2, "maxRequests": 1}})),
+            "spec.adaptiveConcurrency",
         ),
         (
             traffic(json!({"rateLimit": {"requests": 0, "unit": "Second"}})),
