@@ -4,7 +4,10 @@
 //! judged. At SIGTERM nothing new is taken, tunnels say GOAWAY, and requests go on until the deadline.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -36,7 +39,7 @@ use crate::ingress::listeners::Listeners;
 use crate::mirror::MAX_MIRRORS;
 use crate::routes::{Configuration, Routes};
 use crate::serve;
-use crate::shared::Shared;
+use crate::shared::{Shared, Workers};
 use crate::telemetry::Telemetry;
 use crate::traffic::Traffic;
 use crate::upstream::Upstreams;
@@ -85,14 +88,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let server = match shared.config.ingress {
-            true => Server::ingress(shared.clone()),
+            true => Server::ingress(&shared),
             false => {
                 let listener = TcpListener::bind(shared.config.listen).await;
                 let listener =
                     listener.with_context(|| format!("listening on {}", shared.config.listen))?;
-                Server::start(shared.clone(), listener)
+                Server::start(&shared, listener)
             }
         };
+        let server = server.context("starting the worker threads")?;
         info!(identity = %shared.identity, "ready");
         anyhow::Ok(server)
     };
@@ -218,35 +222,47 @@ pub struct Server {
     trigger: DrainTrigger,
     stop: CancellationToken,
     tasks: TaskTracker,
+    _workers: Arc<Workers>,
 }
 
 impl Server {
     /// Takes tunnels from a listener.
-    pub fn start(shared: Arc<Shared>, listener: TcpListener) -> Self {
-        Self::with(shared, |shared, signal, stop| {
-            tokio::spawn(serve::run(shared, listener, signal, stop));
+    pub fn start(shared: &Shared, listener: TcpListener) -> io::Result<Self> {
+        Self::with(shared, |workers, signal, stop| {
+            let home = workers.home();
+            let own = home.clone();
+            home.listen(&shared.tasks, listener, |listener| {
+                serve::run(workers, own, listener, signal, stop)
+            });
         })
     }
 
     /// Takes connections from outside, where there are listeners.
-    pub fn ingress(shared: Arc<Shared>) -> Self {
-        Self::with(shared, |shared, signal, stop| {
-            tokio::spawn(door::run(shared, signal, stop));
+    pub fn ingress(shared: &Arc<Shared>) -> io::Result<Self> {
+        Self::with(shared, |workers, signal, stop| {
+            tokio::spawn(door::run(shared.clone(), workers, signal, stop));
         })
     }
 
     fn with(
-        shared: Arc<Shared>,
-        serve: impl FnOnce(Arc<Shared>, DrainSignal, CancellationToken),
-    ) -> Self {
+        shared: &Shared,
+        serve: impl FnOnce(Arc<Workers>, DrainSignal, CancellationToken),
+    ) -> io::Result<Self> {
+        let threads = match shared.config.worker_threads {
+            0 => available_parallelism().map_or(1, NonZero::get),
+            threads => threads,
+        };
+        let workers = Workers::start(threads, || Arc::new(shared.of_worker()))?;
+        let workers = Arc::new(workers);
         let (trigger, signal) = drain();
-        let (stop, tasks) = (CancellationToken::new(), shared.tasks.clone());
-        serve(shared, signal, stop.clone());
-        Self {
+        let stop = CancellationToken::new();
+        serve(workers.clone(), signal, stop.clone());
+        Ok(Self {
             trigger,
             stop,
-            tasks,
-        }
+            tasks: shared.tasks.clone(),
+            _workers: workers,
+        })
     }
 
     /// Takes nothing new, and waits for what goes on until the deadline.

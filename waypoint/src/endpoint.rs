@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use seine_identity::AcceptedIdentities;
 use seine_workload::{
-    Destination, HBONE_PORT, Service, Spread, Target, Transport, Unavailable, Upstream,
+    Destination, HBONE_PORT, Service, Spread, Target, Transport, Unavailable, Upstream, Workload,
 };
 use tracing::Span;
 
@@ -215,8 +215,14 @@ fn drawn(
     let loads = &wanted.backend.loads;
     let mut excluded = tried.to_vec();
     let mut failing = None;
+    let own = shared.own_workload();
+    let endpoints = shared.store.endpoint_count(&wanted.service.key);
+    let draws = match endpoints > 1 || wanted.is_through_waypoint(shared) {
+        true => DRAWS,
+        false => 0,
+    };
     for _ in 0..PASSED_OVER {
-        let draw = || draw(shared, wanted, &excluded);
+        let draw = || draw(shared, wanted, own.as_deref(), &excluded);
         let first = match draw() {
             Ok(first) => first,
             Err(error) => return failing.ok_or(error),
@@ -226,13 +232,13 @@ fn drawn(
             failing.get_or_insert(first);
             continue;
         }
-        let mut others = (0..DRAWS).filter_map(|_| draw().ok());
+        let mut others = (0..draws).filter_map(|_| draw().ok());
         let second =
             others.find(|other| other.uid != first.uid && !loads.is_ejected(other.address));
         let better = second.filter(|other| cost(other.address) < cost(first.address));
         return Ok(better.unwrap_or(first));
     }
-    draw(shared, wanted, tried)
+    draw(shared, wanted, own.as_deref(), tried)
 }
 
 /// Of all that don't fail, or of all, the one at this place.
@@ -301,15 +307,19 @@ fn of_pod(pod: &Pod, service: &Arc<Service>, tried: &[Arc<str>]) -> Result<Endpo
     })
 }
 
-fn draw(shared: &Shared, wanted: &Wanted<'_>, tried: &[Arc<str>]) -> Result<Endpoint, Failure> {
+fn draw(
+    shared: &Shared,
+    wanted: &Wanted<'_>,
+    own: Option<&Workload>,
+    tried: &[Arc<str>],
+) -> Result<Endpoint, Failure> {
     let (service, port) = (wanted.service, wanted.port);
     let client = wanted.first.address.ip();
-    let own = shared.own_workload();
     let store = &shared.store;
     // A Gateway is a client of the mesh itself, and passes no waypoint by.
     let found = match shared.config.ingress {
-        false => store.resolve_backend(service, port, client, own.as_deref(), tried),
-        true => store.resolve_service(service, port, client, own.as_deref(), tried),
+        false => store.resolve_backend(service, port, client, own, tried),
+        true => store.resolve_service(service, port, client, own, tried),
     };
     match found.map_err(unavailable)? {
         Destination::Workload(upstream) => usable(wanted, &upstream),

@@ -129,7 +129,7 @@ pub(crate) async fn forward(
         tls: call.tls.as_ref(),
         ..Wanted::new(shared, service, &bound.first, &parts.headers)
     };
-    let sent = attempts(shared, &to, rule, &parts, &mut body, entry);
+    let sent = attempts(shared, &to, rule, parts, &mut body, entry);
     let limit = rule.and_then(|rule| rule.request_timeout);
     let (mut response, load) = within(limit, &clock, sent).await?;
     let load = Arc::new(load);
@@ -168,7 +168,7 @@ async fn attempts(
     shared: &Shared,
     to: &Wanted<'_>,
     rule: Option<&Rule>,
-    parts: &request::Parts,
+    parts: request::Parts,
     body: &mut Attempts,
     entry: &mut Entry,
 ) -> Result<(Response<Incoming>, InFlight), Failure> {
@@ -179,10 +179,15 @@ async fn attempts(
         backend.budget.request();
     }
     let mut reading = body.next().expect("the first one is there");
+    // Kept only for those that may be sent again.
+    let again = retry.is_some().then(|| parts.clone());
+    let mut request = Some(parts);
     let mut avoid = Vec::new();
     loop {
         let clock = Clock::start(&reading.upload());
-        let request = Request::from_parts(parts.clone(), reading);
+        let parts = request.take().or_else(|| again.clone());
+        let parts = parts.expect("without a retry there is one attempt");
+        let request = Request::from_parts(parts, reading);
         let seen = &mut entry.endpoint;
         let sent = shared.upstreams.send(shared, to, request, &avoid, seen);
         let result = within(limit, &clock, sent).await;

@@ -18,7 +18,7 @@ use crate::upload::Upload;
 use crate::upstream;
 
 /// Carries it, if policy allows it and there is an endpoint.
-pub(crate) async fn carry(shared: &Shared, bound: &Bound, incoming: Incoming) {
+pub(crate) async fn carry(shared: &Shared, bound: &Arc<Bound>, incoming: Incoming) {
     let mut entry = Entry::of_connection(bound);
     match open(shared, bound, &mut entry).await {
         Err(failure) => {

@@ -37,7 +37,7 @@ pub(crate) async fn answer(
     bound: Arc<Bound>,
     request: Request<Incoming>,
 ) -> Response<LoggedBody> {
-    let mut entry = Entry::of_request(&bound, &request);
+    let mut entry = Box::new(Entry::of_request(&bound, &request));
     let grpc = is_grpc(request.version(), request.headers());
     entry.grpc = grpc;
     if shared.config.otlp_endpoint.is_some() {

@@ -24,7 +24,7 @@ use tracing::debug;
 use crate::bind::{self, Bound, unmapped};
 use crate::linger::Lingering;
 use crate::patience::Patient;
-use crate::shared::Shared;
+use crate::shared::{Place, Shared, Worker, Workers};
 use crate::unread::Streams;
 use crate::{opaque, request};
 
@@ -47,12 +47,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Accepts tunnels until `stop`.
 pub(crate) async fn run(
-    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    home: Arc<Worker>,
     listener: TcpListener,
     drain: DrainSignal,
     stop: CancellationToken,
 ) {
-    let tasks = shared.tasks.clone();
     let turns = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
         let accepted = tokio::select! {
@@ -61,8 +61,11 @@ pub(crate) async fn run(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let tunnel = tunnel(shared.clone(), tcp, peer, drain.clone(), turns.clone());
-                tasks.spawn(tunnel);
+                let (drain, turns) = (drain.clone(), turns.clone());
+                let place = workers.for_tunnel(&home);
+                place.serve(&home, &home.own().tasks, tcp, move |place, tcp| {
+                    tunnel(place, tcp, peer, drain, turns)
+                });
             }
             Err(error) => {
                 limited!(LINES, "accept", warn: %error, "accept failed");
@@ -73,12 +76,13 @@ pub(crate) async fn run(
 }
 
 async fn tunnel(
-    shared: Arc<Shared>,
+    place: Place,
     tcp: TcpStream,
     peer: SocketAddr,
     drain: DrainSignal,
     turns: Arc<Semaphore>,
 ) {
+    let shared = place.own();
     // Held until the handshake is done.
     let Ok(Ok(turn)) = timeout(TURN, turns.acquire_owned()).await else {
         shared.telemetry.refused("handshakes");
@@ -109,8 +113,12 @@ async fn tunnel(
     };
     drop(turn);
     let served = accepted.serve(drain.clone(), |incoming| {
+        let (shared, place) = (shared.clone(), place.clone());
         let stream = stream(shared.clone(), incoming, drain.clone());
-        shared.tasks.spawn(stream);
+        shared.tasks.spawn(async move {
+            stream.await;
+            drop(place);
+        });
     });
     if let Err(error) = served.await {
         limited!(LINES, "ended", info: %peer, %error, "a tunnel ended");
@@ -129,12 +137,13 @@ async fn stream(shared: Arc<Shared>, incoming: Incoming, drain: DrainSignal) {
         );
         return incoming.reject(StatusCode::BAD_REQUEST);
     };
+    let bound = Arc::new(bound);
     if !bind::is_http(&shared, &bound) {
         return opaque::carry(&shared, &bound, incoming).await;
     }
     match incoming.accept(None) {
         Ok(stream) => {
-            let (peer, bound) = (bound.first.address, Arc::new(bound));
+            let peer = bound.first.address;
             let of_request = move |_: &mut Request<Body>| bound.clone();
             http(shared, peer, of_request, Lingering::from(stream), drain).await;
         }
@@ -154,7 +163,8 @@ pub(crate) async fn http<S>(
 {
     let service = service_fn(move |mut request| {
         let bound = of_request(&mut request);
-        let answer = request::answer(shared.clone(), bound, request);
+        // Boxed: it has all of a request's state, and would be moved with each of hyper's tasks.
+        let answer = Box::pin(request::answer(shared.clone(), bound, request));
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let mut builder = auto::Builder::new(Streams);

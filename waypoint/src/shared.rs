@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use seine_hbone::Settings;
+use seine_hbone::{Pool, Settings};
 use seine_identity::{CertificateManager, Identity};
 use seine_telemetry::Readiness;
 use seine_workload::{GatewayAddress, GatewayDestination, Service, Store, Workload};
@@ -18,7 +18,15 @@ use crate::telemetry::Telemetry;
 use crate::traffic::Traffic;
 use crate::upstream::Upstreams;
 
+/// The threads that move bytes, each with connections to backends of its own.
+pub(crate) type Workers = seine_workers::Workers<Arc<Shared>>;
+/// One of them.
+pub(crate) type Worker = seine_workers::Worker<Arc<Shared>>;
+/// The place of a tunnel, a stream or a connection on one.
+pub(crate) type Place = seine_workers::Place<Arc<Shared>>;
+
 /// What all tasks share.
+#[derive(Clone)]
 pub struct Shared {
     /// The settings.
     pub config: Config,
@@ -36,7 +44,7 @@ pub struct Shared {
     pub certificates: CertificateManager,
     /// Sizes and times of tunnels.
     pub hbone: Arc<Settings>,
-    /// Connections to backends.
+    /// Connections to backends, of this thread.
     pub upstreams: Arc<Upstreams>,
     /// How requests to services are treated.
     pub traffic: Arc<Traffic>,
@@ -51,6 +59,16 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// For a thread of its own. Called within its runtime.
+    pub(crate) fn of_worker(&self) -> Self {
+        let pool = Pool::new((*self.hbone).clone());
+        let upstreams = Upstreams::new(pool, self.certificates.clone(), self.traffic.clone());
+        Self {
+            upstreams,
+            ..self.clone()
+        }
+    }
+
     /// The workload that this waypoint is.
     pub(crate) fn own_workload(&self) -> Option<Arc<Workload>> {
         let config = &self.config;

@@ -34,7 +34,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What is known of a request, or of a connection that nobody parses.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) bound: Bound,
+    pub(crate) bound: Arc<Bound>,
     pub(crate) method: Option<Method>,
     pub(crate) version: Version,
     pub(crate) host: String,
@@ -64,7 +64,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn of_connection(bound: &Bound) -> Self {
+    pub(crate) fn of_connection(bound: &Arc<Bound>) -> Self {
         Self {
             bound: bound.clone(),
             method: None,
@@ -89,7 +89,7 @@ impl Entry {
         }
     }
 
-    pub(crate) fn of_request(bound: &Bound, request: &Request<Incoming>) -> Self {
+    pub(crate) fn of_request(bound: &Arc<Bound>, request: &Request<Incoming>) -> Self {
         Self {
             method: Some(request.method().clone()),
             version: request.version(),
@@ -187,7 +187,11 @@ impl Telemetry {
     }
 
     /// Has the request logged when its answer has been sent.
-    pub(crate) fn log(&self, response: Response<Body>, mut entry: Entry) -> Response<LoggedBody> {
+    pub(crate) fn log(
+        &self,
+        response: Response<Body>,
+        mut entry: Box<Entry>,
+    ) -> Response<LoggedBody> {
         if entry.grpc {
             entry.grpc_said = GrpcStatus::said(response.headers());
         }
@@ -218,21 +222,24 @@ impl Telemetry {
 /// `key=value` pairs, those that are known. What a client chose is quoted where it could look like another pair.
 fn line(entry: &Entry, flag: &str, took: Duration) -> String {
     let bound = &entry.bound;
-    let mut line = String::from(match entry.method {
+    // As long as most of them.
+    let mut line = String::with_capacity(512);
+    line.push_str(match entry.method {
         Some(_) => "request",
         None => "connection",
     });
     let mut pair = |key: &str, value: &dyn Display| {
-        let text = value.to_string();
-        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=');
-        if text.is_empty() {
-            return;
-        }
+        let before = line.len();
         // Writing to a string does not fail.
-        let _ = match text.bytes().all(plain) {
-            true => write!(line, " {key}={text}"),
-            false => write!(line, " {key}={text:?}"),
-        };
+        let _ = write!(line, " {key}={value}");
+        let start = before + key.len() + 2;
+        let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=');
+        if line.len() == start {
+            line.truncate(before);
+        } else if !line[start..].bytes().all(plain) {
+            let quoted = format!("{:?}", &line[start..]);
+            line.replace_range(start.., &quoted);
+        }
     };
     pair("src.addr", &bound.first.address);
     if let Some(identity) = &bound.first.identity {
@@ -310,7 +317,7 @@ pub(crate) fn known_method(method: &Method) -> &str {
 pub(crate) struct LoggedBody {
     body: Body,
     telemetry: Telemetry,
-    entry: Entry,
+    entry: Box<Entry>,
 }
 
 impl hyper::body::Body for LoggedBody {

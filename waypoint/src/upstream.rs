@@ -80,7 +80,7 @@ struct Idle {
     since: Instant,
 }
 
-/// All connections to backends.
+/// The connections to backends of a thread.
 pub struct Upstreams {
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
     tunnels: Pool,
@@ -113,11 +113,6 @@ impl Upstreams {
             }
         });
         upstreams
-    }
-
-    /// Live tunnels and streams.
-    pub fn stats(&self) -> seine_hbone::Stats {
-        self.tunnels.stats()
     }
 
     /// Sends a request to a service's backend and waits for the head of the answer. Where an endpoint can't be

@@ -14,7 +14,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use seine_hbone::Settings;
+use seine_hbone::{Pool, Settings};
 use seine_identity::{
     CertificateManager, CertificateSource, ManagerOptions, MeshCa, MeshCaOptions, Spire, SpireApi,
     SpireOptions, TrustDomain,
@@ -36,11 +36,10 @@ use crate::judge::rejudge_on_change;
 use crate::listeners::{ListenerSource, Ports};
 use crate::netns::Netns;
 use crate::pods::{AgentSink, Pods};
-use crate::shared::{Environment, Shared};
+use crate::shared::{Environment, Shared, Workers};
 use crate::telemetry::{self, Telemetry};
 use crate::trust::Trust;
 use crate::vital::Vital;
-use crate::workers::Workers;
 use crate::zds::{self, PodInfo};
 use crate::{configuration, pod_dns, state};
 
@@ -177,7 +176,7 @@ async fn shut_down(shared: &Shared, pods: &Pods, deadline: Duration) -> usize {
     shared.life.stop().cancel();
     let cut = pods.drain(deadline).await;
     // Tunnels without streams go now; those with streams went with them.
-    for pool in shared.workers.pools() {
+    for pool in shared.workers.own() {
         pool.drain();
     }
     shared.life.cut().cancel();
@@ -199,7 +198,8 @@ pub fn share(
         0 => available_parallelism().map_or(1, NonZero::get),
         threads => threads,
     };
-    let workers = Workers::start(threads, &hbone).context("starting the worker threads")?;
+    let workers = Workers::start(threads, || Pool::new(hbone.clone()))
+        .context("starting the worker threads")?;
     let telemetry = Telemetry::new(&config);
     let readiness = Readiness::default();
     readiness.pending(

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,12 +39,9 @@ impl Lifetime {
         self.tasks.spawn(task);
     }
 
-    /// The same on another runtime than the caller's.
-    pub fn spawn_on<F>(&self, task: F, runtime: &Handle)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.tasks.spawn_on(task, runtime);
+    /// What [`drain`](Self::drain) waits for, for tasks on other threads.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
     }
 
     /// Done when nothing new shall be accepted.

@@ -31,9 +31,8 @@ use crate::judge::{Subject, judge, judge_entered, workload_at};
 use crate::peers::{Stranger, Tunnel};
 use crate::pod::Pod;
 use crate::proxy_protocol;
-use crate::shared::Shared;
+use crate::shared::{Place, Shared};
 use crate::sockets::{Source, refuse, unmapped};
-use crate::workers::Place;
 
 /// How long the streams of a tunnel that is ended have to say why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -55,13 +54,18 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
         };
         let (shared, task_pod) = (shared.clone(), pod.clone());
         let place = shared.workers.for_tunnel(&pod.home);
-        place.serve(&pod.home, &pod.life, tcp, move |place, tcp| async move {
-            let cut = task_pod.life.cut().clone();
-            tokio::select! {
-                () = serve_tunnel(shared, task_pod, place, stranger, tcp, peer) => {}
-                () = cut.cancelled() => {}
-            }
-        });
+        place.serve(
+            &pod.home,
+            pod.life.tasks(),
+            tcp,
+            move |place, tcp| async move {
+                let cut = task_pod.life.cut().clone();
+                tokio::select! {
+                    () = serve_tunnel(shared, task_pod, place, stranger, tcp, peer) => {}
+                    () = cut.cancelled() => {}
+                }
+            },
+        );
     }
 }
 

@@ -15,9 +15,8 @@ use crate::interrupt::unless;
 use crate::judge::{Subject, judge, judge_entered, workload_at};
 use crate::limits::ConnectionSlot;
 use crate::pod::Pod;
-use crate::shared::Shared;
+use crate::shared::{Place, Shared};
 use crate::sockets::{end_as_reset, refuse, unmapped};
-use crate::workers::Place;
 
 /// Accepts plaintext to a pod until it ends.
 pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
@@ -30,7 +29,7 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
     while let Some((tcp, client)) = next(&listener, &pod).await {
         let (shared, task_pod) = (shared.clone(), pod.clone());
         let place = shared.workers.for_connection(&pod.home);
-        place.serve(&pod.home, &pod.life, tcp, move |place, tcp| {
+        place.serve(&pod.home, pod.life.tasks(), tcp, move |place, tcp| {
             serve(shared, task_pod, place, tcp, client, own_port)
         });
     }

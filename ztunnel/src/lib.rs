@@ -3,7 +3,7 @@
 //! The path of a connection, top to bottom: a pod's sockets come from the agent ([`agent`], [`zds`], [`listeners`]) and are made in
 //! its network namespace ([`netns`], [`sockets`]); [`outbound`] takes what the pod opens, resolves it and connects
 //! (`route`); [`inbound`] and [`inbound_plaintext`] take what others open towards it, and let through what [`judge`]
-//! allows. [`workers`] are the threads that they run on; [`connection`] knows all that live, [`telemetry`] tells of them. [`app`] starts and ends it all.
+//! allows. [`seine_workers`] are the threads that they run on; [`connection`] knows all that live, [`telemetry`] tells of them. [`app`] starts and ends it all.
 //!
 //! What always holds: nothing is accepted before there is a configuration; an application is dialled only after the
 //! verdict; the bytes of a pod are carried by sockets of its own namespace under a certificate of its own identity.
@@ -48,5 +48,4 @@ mod testing;
 mod trust;
 pub mod tuning;
 pub mod vital;
-pub mod workers;
 pub mod zds;

@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
     let config = Config::parse();
     secrecy::forbid_dumps().context("keeping keys out of core dumps")?;
     netns::remember_home().context("this process's network namespace")?;
-    // What moves bytes has threads of its own: seine_ztunnel::workers.
+    // What moves bytes has threads of its own: seine_workers.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

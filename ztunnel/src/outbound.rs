@@ -20,9 +20,8 @@ use crate::interrupt::unless;
 use crate::limits::ConnectionSlot;
 use crate::pod::Pod;
 use crate::route::{self, Way};
-use crate::shared::Shared;
+use crate::shared::{Place, Shared};
 use crate::sockets::end_as_reset;
-use crate::workers::Place;
 
 /// Accepts the pod's redirected connections until it ends.
 pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
@@ -32,7 +31,7 @@ pub async fn run(shared: Arc<Shared>, pod: Arc<Pod>, listener: TcpListener) {
     while let Some((tcp, client)) = next(&listener, &pod).await {
         let (shared, task_pod) = (shared.clone(), pod.clone());
         let place = shared.workers.for_connection(&pod.home);
-        place.serve(&pod.home, &pod.life, tcp, move |place, tcp| {
+        place.serve(&pod.home, pod.life.tasks(), tcp, move |place, tcp| {
             serve(shared, task_pod, place, tcp, client)
         });
     }
@@ -62,7 +61,7 @@ async fn serve(
     let cut = pod.life.cut().clone();
     let prepared = tokio::select! {
         // Boxed: its state is larger than all that a standing connection needs.
-        prepared = Box::pin(prepare(&shared, &pod, place.pool(), &mut info)) => prepared,
+        prepared = Box::pin(prepare(&shared, &pod, place.own(), &mut info)) => prepared,
         () = reset(&tcp) => Err(Failure::GivenUp),
         () = cut.cancelled() => Err(Failure::Cut("pod")),
     };

@@ -17,10 +17,9 @@ use tokio::time::Instant;
 use crate::drain::Lifetime;
 use crate::limits::PodLimits;
 use crate::listeners::Ports;
-use crate::shared::Shared;
+use crate::shared::{Shared, Worker};
 use crate::sockets::{Dialer, Source};
 use crate::trust::Trust;
-use crate::workers::Worker;
 use crate::zds::PodInfo;
 
 /// Tells the pods apart that had one address after the other.

@@ -102,29 +102,29 @@ impl Pods {
     }
 
     fn start(&self, pod: &Arc<Pod>, listeners: PodListeners) {
-        let shared = &self.shared;
+        let (shared, tasks) = (&self.shared, pod.life.tasks());
         for listener in listeners.outbound {
             let (shared, served) = (shared.clone(), pod.clone());
             pod.home
-                .listen(&pod.life, listener, |at| outbound::run(shared, served, at));
+                .listen(tasks, listener, |at| outbound::run(shared, served, at));
         }
         for listener in listeners.inbound_plaintext {
             let (shared, served) = (shared.clone(), pod.clone());
-            pod.home.listen(&pod.life, listener, |at| {
+            pod.home.listen(tasks, listener, |at| {
                 inbound_plaintext::run(shared, served, at)
             });
         }
         for listener in listeners.inbound_hbone {
             let (shared, served) = (shared.clone(), pod.clone());
             pod.home
-                .listen(&pod.life, listener, |at| inbound::run(shared, served, at));
+                .listen(tasks, listener, |at| inbound::run(shared, served, at));
         }
         let dns = DnsSockets {
             udp: listeners.dns_udp,
             tcp: listeners.dns_tcp,
         };
         let (shared, served) = (shared.clone(), pod.clone());
-        pod.home.run(&pod.life, async move {
+        pod.home.run(tasks, async move {
             match dns.on_this_thread() {
                 Ok(dns) => pod_dns::run(shared, served, dns).await,
                 Err(error) => {
@@ -167,7 +167,7 @@ impl Pods {
             .workload(&self.shared)
             .map(|workload| workload.addresses.clone())
             .unwrap_or_default();
-        for pool in self.shared.workers.pools() {
+        for pool in self.shared.workers.own() {
             pool.forget_where(|key| {
                 key.source == pod.identity && addresses.contains(&key.source_address)
             });
@@ -179,7 +179,7 @@ impl Pods {
             .any(|other| other.identity == pod.identity);
         if !in_use {
             self.shared.certificates.forget(&pod.identity);
-            for pool in self.shared.workers.pools() {
+            for pool in self.shared.workers.own() {
                 pool.forget(&pod.identity);
             }
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use seine_hbone::{CopyOptions, Settings};
+use seine_hbone::{CopyOptions, Pool, Settings};
 use seine_identity::CertificateManager;
 use seine_telemetry::Readiness;
 use seine_workload::Store;
@@ -20,7 +20,13 @@ use crate::sockets;
 use crate::telemetry::Telemetry;
 use crate::trust::Trust;
 use crate::vital::Vital;
-use crate::workers::Workers;
+
+/// The threads that move bytes, each with tunnels of its own.
+pub(crate) type Workers = seine_workers::Workers<Pool>;
+/// One of them. A pod has one as its home, where its listeners and its DNS are.
+pub(crate) type Worker = seine_workers::Worker<Pool>;
+/// The place of a connection or tunnel on one.
+pub(crate) type Place = seine_workers::Place<Pool>;
 
 /// Shared by all tasks, and unchanged for the life of the process but for what locks itself.
 pub struct Shared {

@@ -356,7 +356,7 @@ async fn new_connections_move_to_a_new_tunnel_when_the_clients_certificate_is_re
     let (a, b) = two(&mesh).await;
     let server = echo(b.ip).await;
     let tunnels = || {
-        let pools = a.shared.workers.pools();
+        let pools = a.shared.workers.own();
         pools.map(|pool| pool.stats().tunnels).sum::<usize>()
     };
     // The trust bundle comes with the first certificate, and may count as a change for the first connection.

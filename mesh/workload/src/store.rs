@@ -386,7 +386,6 @@ impl Store {
     /// The workload of a pod, as the agent names it. Of pods of the same name in several
     /// clusters that in `cluster_id`.
     pub fn pod(&self, cluster_id: &str, namespace: &str, name: &str) -> Option<Arc<Workload>> {
-        let usual = format!("{cluster_id}//Pod/{namespace}/{name}");
         let state = self.read();
         let mut here = state
             .addresses
@@ -395,10 +394,20 @@ impl Store {
             .filter(|workload| {
                 *workload.cluster_id == *cluster_id || workload.cluster_id.is_empty()
             });
-        here.clone()
-            .find(|workload| *workload.uid == *usual)
-            .or_else(|| here.next())
-            .cloned()
+        let first = here.next()?;
+        if here.clone().next().is_none() {
+            return Some(first.clone());
+        }
+        let usual = format!("{cluster_id}//Pod/{namespace}/{name}");
+        let usual = here.find(|workload| *workload.uid == *usual);
+        Some(usual.unwrap_or(first).clone())
+    }
+
+    /// How many workloads are behind a service, whatever their state.
+    pub fn endpoint_count(&self, service: &ServiceKey) -> usize {
+        let state = self.read();
+        let entry = state.addresses.entry(service);
+        entry.map_or(0, |entry| entry.endpoints.len())
     }
 
     /// A service by namespace and hostname.

@@ -23,7 +23,7 @@ use super::listener::{Listener, Protocol};
 use super::{Door, forwarded, passthrough};
 use crate::bind::{Bound, First, unmapped};
 use crate::serve::{self, MAX_HANDSHAKES};
-use crate::shared::Shared;
+use crate::shared::{Shared, Worker, Workers};
 
 /// Of what strangers cause.
 static LINES: Lines = Lines::new();
@@ -35,7 +35,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Opens and closes ports, until `stop`.
-pub(crate) async fn run(shared: Arc<Shared>, drain: DrainSignal, stop: CancellationToken) {
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    drain: DrainSignal,
+    stop: CancellationToken,
+) {
     let mut changes = shared.listeners.changed();
     let limits = Arc::new(Limits {
         connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -64,14 +69,11 @@ pub(crate) async fn run(shared: Arc<Shared>, drain: DrainSignal, stop: Cancellat
                     info!(port, "listening");
                     let accepting = stop.child_token();
                     open.insert(port, accepting.clone());
-                    let accept = accept(
-                        shared.clone(),
-                        listener,
-                        limits.clone(),
-                        drain.clone(),
-                        accepting,
-                    );
-                    tokio::spawn(accept);
+                    let (home, workers) = (workers.home(), workers.clone());
+                    let (limits, drain, own) = (limits.clone(), drain.clone(), home.clone());
+                    home.listen(&shared.tasks, listener, |listener| {
+                        accept(workers, own, listener, limits, drain, accepting)
+                    });
                 }
                 Err(error) => {
                     missing = true;
@@ -93,7 +95,8 @@ struct Limits {
 }
 
 async fn accept(
-    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    home: Arc<Worker>,
     listener: TcpListener,
     limits: Arc<Limits>,
     drain: DrainSignal,
@@ -110,11 +113,18 @@ async fn accept(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let (shared, limits, drain) = (shared.clone(), limits.clone(), drain.clone());
-                shared.tasks.clone().spawn(async move {
-                    connection(shared, tcp, unmapped(peer), &limits, drain).await;
-                    drop(permit);
-                });
+                let (limits, drain) = (limits.clone(), drain.clone());
+                let place = workers.for_tunnel(&home);
+                place.serve(
+                    &home,
+                    &home.own().tasks,
+                    tcp,
+                    move |place, tcp| async move {
+                        let shared = place.own().clone();
+                        connection(shared, tcp, unmapped(peer), &limits, drain).await;
+                        drop(permit);
+                    },
+                );
             }
             Err(error) => {
                 limited!(LINES, "accept", warn: %error, "accept failed");

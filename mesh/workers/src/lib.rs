@@ -1,26 +1,25 @@
 //! The threads that move bytes.
 //!
-//! Each [`Worker`] is one thread with a runtime and tunnels of its own, so that a connection's two sockets, its tunnel
-//! and the cryptography stay on one core: handing bytes from thread to thread costs more than it wins. A pod has a home
-//! among them, where its listeners are and its connections go; only when that one has clearly more to do than another,
-//! new ones go to the other. What is there stays where it is. A pod's DNS is at its home too. The control plane's stream,
-//! certificates and the judging of live connections have the process's main thread, and what takes long there delays no
-//! pod.
+//! Each [`Worker`] is one thread with a runtime of its own, and with what its tasks share there alone, such as a pool of
+//! tunnels: so a connection's two sockets, its tunnel and the cryptography stay on one core. Handing bytes from thread to
+//! thread costs more than it wins. A listener has a home among them, where its connections go; only when that one has
+//! clearly more to do than another, new ones go to the other. What is there stays where it is. What is not about bytes
+//! belongs to the process's main thread, where nothing that takes long delays them.
+
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use seine_hbone::{Pool, Settings};
 use seine_telemetry::{Lines, limited};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use crate::drain::Lifetime;
-
-/// Connections that a pod's home may have more than another worker before new ones go there. To hand one over costs a
+/// Connections that a home may have more than another worker before new ones go there. To hand one over costs a
 /// wake-up of the other thread, and a second thread for the same peer a tunnel of its own.
 const BIAS: usize = 8;
 
@@ -28,37 +27,38 @@ const BIAS: usize = 8;
 static LINES: Lines = Lines::new();
 
 /// All of them.
-pub struct Workers {
-    all: Vec<Arc<Worker>>,
+pub struct Workers<T> {
+    all: Vec<Arc<Worker<T>>>,
     next_home: AtomicUsize,
     stop: CancellationToken,
 }
 
-/// One thread, its runtime, and the tunnels that are driven there.
-pub struct Worker {
+/// One thread, its runtime, and what its tasks share.
+pub struct Worker<T> {
     runtime: Handle,
-    pool: Pool,
+    own: T,
     /// Connections and tunnels that live here.
     load: AtomicUsize,
 }
 
 /// A connection's or tunnel's place on a worker, given back when dropped.
-pub struct Place(Arc<Worker>);
+pub struct Place<T>(Arc<Worker<T>>);
 
-impl Workers {
-    /// Starts so many threads. They end when this is dropped, and what runs there with them.
-    pub fn start(threads: usize, settings: &Settings) -> io::Result<Self> {
+impl<T: Send + Sync + 'static> Workers<T> {
+    /// Starts so many threads, at least one; `own` is called for each, within its runtime. They end when this is
+    /// dropped, and what runs there with them.
+    pub fn start(threads: usize, own: impl Fn() -> T) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let mut all = Vec::with_capacity(threads);
         for number in 0..threads.max(1) {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let pool = {
+            let own = {
                 let _within = runtime.enter();
-                Pool::new(settings.clone())
+                own()
             };
             all.push(Arc::new(Worker {
                 runtime: runtime.handle().clone(),
-                pool,
+                own,
                 load: AtomicUsize::new(0),
             }));
             let stopped = stop.clone();
@@ -73,28 +73,28 @@ impl Workers {
         })
     }
 
-    /// The home of a new pod.
-    pub fn home(&self) -> Arc<Worker> {
+    /// The home of a new listener, or of all that a pod has.
+    pub fn home(&self) -> Arc<Worker<T>> {
         let turn = self.next_home.fetch_add(1, Ordering::Relaxed);
         self.all[turn % self.all.len()].clone()
     }
 
-    /// The tunnels of every worker.
-    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
-        self.all.iter().map(|worker| &worker.pool)
+    /// What the tasks of each worker share.
+    pub fn own(&self) -> impl Iterator<Item = &T> {
+        self.all.iter().map(|worker| &worker.own)
     }
 
-    /// Where a new connection of a pod goes.
-    pub(crate) fn for_connection(&self, home: &Arc<Worker>) -> Place {
+    /// Where a new connection goes.
+    pub fn for_connection(&self, home: &Arc<Worker<T>>) -> Place<T> {
         self.choose(home, BIAS)
     }
 
-    /// Where a new tunnel towards a pod goes: it will carry many connections, and they can't go anywhere else.
-    pub(crate) fn for_tunnel(&self, home: &Arc<Worker>) -> Place {
+    /// Where a new tunnel goes: it will carry many connections, and they can't go anywhere else.
+    pub fn for_tunnel(&self, home: &Arc<Worker<T>>) -> Place<T> {
         self.choose(home, 0)
     }
 
-    fn choose(&self, home: &Arc<Worker>, bias: usize) -> Place {
+    fn choose(&self, home: &Arc<Worker<T>>, bias: usize) -> Place<T> {
         let least = self.all.iter().min_by_key(|worker| worker.load());
         match least {
             Some(least) if home.load() > least.load() + bias => Place::on(least),
@@ -103,29 +103,34 @@ impl Workers {
     }
 }
 
-impl Drop for Workers {
+impl<T> Drop for Workers<T> {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
-impl Worker {
+impl<T: Send + Sync + 'static> Worker<T> {
+    /// What its tasks share.
+    pub fn own(&self) -> &T {
+        &self.own
+    }
+
     fn load(&self) -> usize {
         self.load.load(Ordering::Relaxed)
     }
 
-    /// Runs a pod's task on this thread.
-    pub(crate) fn run<F>(&self, life: &Lifetime, task: F)
+    /// Runs a task on this thread.
+    pub fn run<F>(&self, tasks: &TaskTracker, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        life.spawn_on(task, &self.runtime);
+        tasks.spawn_on(task, &self.runtime);
     }
 
     /// Serves a listener on this thread.
-    pub(crate) fn listen<F>(
+    pub fn listen<F>(
         &self,
-        life: &Lifetime,
+        tasks: &TaskTracker,
         listener: TcpListener,
         run: impl FnOnce(TcpListener) -> F + Send + 'static,
     ) where
@@ -138,33 +143,34 @@ impl Worker {
                 Err(error) => error!(%error, "a listener can't be polled and is not served"),
             }
         };
-        life.spawn_on(task, &self.runtime);
+        tasks.spawn_on(task, &self.runtime);
     }
 }
 
-impl Place {
-    fn on(worker: &Arc<Worker>) -> Self {
+impl<T: Send + Sync + 'static> Place<T> {
+    fn on(worker: &Arc<Worker<T>>) -> Self {
         worker.load.fetch_add(1, Ordering::Relaxed);
         Self(worker.clone())
     }
 
-    /// The tunnels of this worker.
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.0.pool
+    /// What the tasks of this worker share.
+    pub fn own(&self) -> &T {
+        &self.0.own
     }
 
     /// Runs a connection's task here. `home` is the worker that accepted it, and the one that calls.
-    pub(crate) fn serve<F>(
+    pub fn serve<F>(
         self,
-        home: &Arc<Worker>,
-        life: &Lifetime,
+        home: &Arc<Worker<T>>,
+        tasks: &TaskTracker,
         tcp: TcpStream,
         serve: impl FnOnce(Self, TcpStream) -> F + Send + 'static,
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
         if Arc::ptr_eq(&self.0, home) {
-            return life.spawn(serve(self, tcp));
+            tasks.spawn(serve(self, tcp));
+            return;
         }
         let tcp = match tcp.into_std() {
             Ok(tcp) => tcp,
@@ -181,27 +187,27 @@ impl Place {
                 }
             }
         };
-        life.spawn_on(task, &runtime);
+        tasks.spawn_on(task, &runtime);
     }
 }
 
-impl Clone for Place {
+impl<T> Clone for Place<T> {
     fn clone(&self) -> Self {
-        Self::on(&self.0)
+        self.0.load.fetch_add(1, Ordering::Relaxed);
+        Self(self.0.clone())
     }
 }
 
-impl Drop for Place {
+impl<T> Drop for Place<T> {
     fn drop(&mut self) {
         self.0.load.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl std::fmt::Debug for Worker {
+impl<T> std::fmt::Debug for Worker<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker")
-            .field("load", &self.load())
-            .field("pool", &self.pool)
+            .field("load", &self.load)
             .finish_non_exhaustive()
     }
 }
@@ -211,8 +217,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pods_connections_stay_at_its_home_until_another_has_clearly_less_to_do() {
-        let workers = Workers::start(2, &Settings::default()).unwrap();
+    async fn connections_stay_at_home_until_another_has_clearly_less_to_do() {
+        let workers = Workers::start(2, || ()).unwrap();
         let (home, other) = (workers.home(), workers.home());
         assert!(!Arc::ptr_eq(&home, &other));
         let at_home: Vec<_> = (0..=BIAS).map(|_| workers.for_connection(&home)).collect();
@@ -229,21 +235,21 @@ mod tests {
     async fn a_connection_that_changes_its_thread_goes_on() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-        let workers = Workers::start(2, &Settings::default()).unwrap();
+        let workers = Workers::start(2, || ()).unwrap();
         let (home, other) = (workers.home(), workers.home());
-        let life = Lifetime::new();
+        let tasks = TaskTracker::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (accept_home, accept_life) = (home.clone(), life.clone());
+        let (accept_home, accept_tasks) = (home.clone(), tasks.clone());
         let echo = move |listener: TcpListener| async move {
             let (tcp, _) = listener.accept().await.unwrap();
             let serve = |_place, mut tcp: TcpStream| async move {
                 let name = std::thread::current().name().map(str::to_owned);
                 tcp.write_all(name.unwrap().as_bytes()).await.unwrap();
             };
-            Place::on(&other).serve(&accept_home, &accept_life, tcp, serve);
+            Place::on(&other).serve(&accept_home, &accept_tasks, tcp, serve);
         };
-        home.listen(&life, listener, echo);
+        home.listen(&tasks, listener, echo);
         let mut client = TcpStream::connect(address).await.unwrap();
         let mut told = String::new();
         client.read_to_string(&mut told).await.unwrap();
