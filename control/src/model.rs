@@ -7,10 +7,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use seine_identity::Identity;
 use seine_objects::{ObjectSet, enrolment, pods};
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::sync::watch;
 
 use crate::{
     ca::NodeAuthorizer,
@@ -33,24 +30,6 @@ pub struct Model {
     gateways: HashSet<String>,
     /// How long the translation took.
     pub took: Duration,
-}
-
-/// How long changes are gathered before they are translated.
-#[derive(Clone, Copy, Debug)]
-pub struct Debounce {
-    /// Until nothing happened for this long …
-    pub quiet: Duration,
-    /// … but never longer than this after the first.
-    pub at_most: Duration,
-}
-
-impl Default for Debounce {
-    fn default() -> Self {
-        Self {
-            quiet: Duration::from_millis(20),
-            at_most: Duration::from_millis(200),
-        }
-    }
 }
 
 impl Model {
@@ -104,11 +83,11 @@ fn accounts(objects: &ObjectSet, settings: &Settings) -> HashSet<(String, String
         .collect()
 }
 
-/// Translates the objects until their source is gone. The first model is made at once.
+/// Translates the objects until their source is gone. The first model is made at once. Sources gather changes that come
+/// together; those that come while one is made are all in the next.
 pub async fn run(
     mut objects: watch::Receiver<Arc<ObjectSet>>,
     settings: Settings,
-    debounce: Debounce,
     models: watch::Sender<Arc<Model>>,
 ) {
     let settings = Arc::new(settings);
@@ -134,22 +113,8 @@ pub async fn run(
             // The last good model stays.
             Err(error) => tracing::error!(%error, "translation failed"),
         }
-        if objects.changed().await.is_err() || !settle(&mut objects, debounce).await {
+        if objects.changed().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Waits until the changes pause or have lasted long enough; `false`: the source is gone.
-async fn settle(objects: &mut watch::Receiver<Arc<ObjectSet>>, debounce: Debounce) -> bool {
-    let deadline = Instant::now() + debounce.at_most;
-    loop {
-        let change = timeout(debounce.quiet, objects.changed());
-        match timeout_at(deadline, change).await {
-            // The deadline, or quiet.
-            Err(_) | Ok(Err(_)) => return true,
-            Ok(Ok(Err(_))) => return false,
-            Ok(Ok(Ok(()))) => drop(objects.borrow_and_update()),
         }
     }
 }
@@ -210,46 +175,23 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn changes_are_gathered_until_they_pause_but_not_for_ever() {
+    #[tokio::test]
+    async fn what_comes_while_a_model_is_made_is_in_the_next_and_nothing_new_makes_no_generation() {
         let (objects, receiver) = watch::channel(set(0));
         let (models, mut seen) = watch::channel(Arc::<Model>::default());
-        tokio::spawn(run(
-            receiver,
-            Settings::default(),
-            Debounce::default(),
-            models,
-        ));
-        seen.changed().await.unwrap();
-        assert_eq!(seen.borrow_and_update().snapshot.generation, 1);
-
-        // A change every 10 ms is never quiet, but 200 ms are enough.
-        let start = Instant::now();
-        let mut number = 0;
-        let latest = loop {
-            number += 1;
+        tokio::spawn(run(receiver, Settings::default(), models));
+        for number in 1..=50 {
             objects.send_replace(set(number));
-            if timeout(Duration::from_millis(10), seen.changed())
-                .await
-                .is_ok()
-            {
-                break seen.borrow_and_update().clone();
-            }
-            assert!(start.elapsed() < Duration::from_secs(2));
-        };
-        assert!(
-            latest.snapshot.addresses.len() >= 15,
-            "{}",
-            latest.snapshot.addresses.len()
-        );
-        assert_eq!(latest.snapshot.generation, 2);
-
-        // The same objects again make no new generation.
-        objects.send_replace(set(number));
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        objects.send_replace(set(number));
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(seen.borrow().snapshot.generation <= 3);
+        }
+        let has = |model: &Arc<Model>| model.snapshot.addresses.len() == 50;
+        let first = seen.wait_for(has).await.unwrap().snapshot.generation;
+        assert!(first <= 2, "{first} generations of what came at once");
+        objects.send_replace(set(50));
+        seen.changed().await.unwrap();
+        assert_eq!(seen.borrow_and_update().snapshot.generation, first);
+        objects.send_replace(set(51));
+        seen.changed().await.unwrap();
+        assert_eq!(seen.borrow_and_update().snapshot.generation, first + 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     ca::{Authority, CaOptions, CertificateService, DirectoryStore, External, server_tls},
     cluster::Cluster,
     leader::Leadership,
-    model::{self, Debounce, Model, PodAuthorizer},
+    model::{self, Model, PodAuthorizer},
     publish::writer::Sources,
     translate::Settings,
     xds::server::{Clients, ServerOptions, XdsServer},
@@ -240,7 +240,6 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     tasks.spawn(model::run(
         source.objects(),
         options.translation,
-        Debounce::default(),
         models_out,
     ));
     let admin = Arc::new(Admin {
