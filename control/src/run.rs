@@ -280,7 +280,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_service(xds.into_server())
+        .add_service(xds.into_service())
         .add_service(certificates.into_server())
         .serve_with_incoming_shutdown(incoming, async {
             // Also if the sender is dropped.

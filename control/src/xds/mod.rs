@@ -6,6 +6,7 @@
 
 pub mod client;
 mod held;
+pub mod messages;
 mod resource;
 pub mod server;
 mod snapshot;

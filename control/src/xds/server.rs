@@ -6,34 +6,39 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
+use http::{HeaderValue, header::CONTENT_TYPE};
+
 use parking_lot::Mutex;
 use seine_proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    aggregated_discovery_service_server::{
-        AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-    },
+    DeltaDiscoveryRequest, aggregated_discovery_service_server::SERVICE_NAME,
 };
 use seine_telemetry::{Lines, limited};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tokio::sync::watch;
+use tonic::{Request, Status, body::Body, metadata::MetadataMap, server::NamedService};
 
 use super::client::Client;
+use super::messages::{self, Requests, Responses, Writer};
 use crate::{
     authn::{self, Authenticator, Caller},
     model::Model,
 };
 
-/// Both directions: the initial versions of 100,000 resources are about 8 MB.
-pub const MAX_MESSAGE: usize = 200 << 20;
+/// The one method that is served.
+const METHOD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+const GONE: &str = "the client is gone";
 
 /// Any pod can ask.
 static REFUSED: Lines = Lines::new();
@@ -76,16 +81,11 @@ impl XdsServer {
     }
 
     /// For a tonic router.
-    pub fn into_server(self) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE)
+    pub fn into_service(self) -> XdsService {
+        XdsService(Arc::new(self))
     }
 
-    async fn authenticate(
-        &self,
-        request: &Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Caller, Status> {
+    async fn authenticate(&self, request: &Request<()>) -> Result<Caller, Status> {
         let refused = |reason: &dyn std::fmt::Display| {
             limited!(REFUSED, "client", warn: from = ?request.remote_addr(), %reason, "xDS client refused");
         };
@@ -106,42 +106,72 @@ impl XdsServer {
         }
         Ok(caller)
     }
-}
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for XdsServer {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+    async fn stream(&self, request: http::Request<Body>) -> Result<Responses, Status> {
+        let (head, body) = request.into_parts();
+        if head.uri.path() != METHOD {
+            return Err(Status::unimplemented("delta xDS alone is served"));
+        }
+        let metadata = MetadataMap::from_headers(head.headers);
+        let request = Request::from_parts(metadata, head.extensions, ());
         let caller = self.authenticate(&request).await?;
         let connected = self.clients.add(caller, request.remote_addr());
-        // One response on its way to the transport; everything later is made when it is needed.
-        let (responses, stream) = mpsc::channel(1);
+        let (writer, responses) = messages::responses();
         let stream_task = StreamTask {
             connected,
-            responses,
+            writer,
             models: self.models.clone(),
             stop: self.stop.clone(),
             max_age: self.options.max_stream_age,
         };
-        tokio::spawn(stream_task.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        tokio::spawn(stream_task.run(Requests::new(body)));
+        Ok(responses)
+    }
+}
+
+/// The service of a tonic router.
+#[derive(Clone)]
+pub struct XdsService(Arc<XdsServer>);
+
+impl NamedService for XdsService {
+    const NAME: &str = SERVICE_NAME;
+}
+
+impl tower::Service<http::Request<Body>> for XdsService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let server = self.0.clone();
+        Box::pin(async move {
+            Ok(match server.stream(request).await {
+                Ok(responses) => {
+                    let mut response = http::Response::new(Body::new(responses));
+                    let headers = response.headers_mut();
+                    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+                    response
+                }
+                Err(status) => status.into_http(),
+            })
+        })
     }
 }
 
 struct StreamTask {
     connected: Connected,
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    writer: Writer,
     models: watch::Receiver<Arc<Model>>,
     stop: watch::Receiver<bool>,
     max_age: Duration,
 }
 
 impl StreamTask {
-    async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+    async fn run(mut self, mut requests: Requests<Body>) {
         let entry = self.connected.entry.clone();
         tracing::info!(client = %entry, "xDS client connected");
         let (mut stop, max_age) = (self.stop.clone(), self.max_age);
@@ -150,29 +180,29 @@ impl StreamTask {
             _ = stop.wait_for(|stop| *stop) => Err(Status::unavailable("shutting down")),
             () = tokio::time::sleep(max_age) => Ok("maximum age"),
         };
+        // An orderly end would have the client take a part for the whole.
+        let end = match self.writer.is_within_message() {
+            true => end.and_then(|reason| Err(Status::unavailable(reason))),
+            false => end,
+        };
         match end {
             Ok(reason) => tracing::info!(client = %entry, reason, "xDS stream ends"),
             Err(status) => {
                 tracing::info!(client = %entry, reason = status.message(), "xDS stream ends");
-                // Full or closed: then the client is past caring.
-                let _ = self.responses.try_send(Err(status));
+                self.writer.end(status);
             }
         }
     }
 
-    async fn serve(
-        &mut self,
-        requests: &mut Streaming<DeltaDiscoveryRequest>,
-    ) -> Result<&'static str, Status> {
+    async fn serve(&mut self, requests: &mut Requests<Body>) -> Result<&'static str, Status> {
         let entry = self.connected.entry.clone();
         let mut model = self.models.borrow_and_update().clone();
         loop {
             loop {
-                // A place first: what is sent is then the latest, however long the wait was.
-                let waits = self.responses.clone();
-                let Ok(place) = waits.reserve().await else {
-                    return Ok("the client is gone");
-                };
+                // What is sent is then the latest, however long the wait was.
+                if self.writer.ready().await.is_err() {
+                    return Ok(GONE);
+                }
                 if self.models.has_changed().unwrap_or(false) {
                     model = self.models.borrow_and_update().clone();
                 }
@@ -190,10 +220,12 @@ impl StreamTask {
                     .clients
                     .pushes
                     .fetch_add(1, Ordering::Relaxed);
-                place.send(Ok(response));
+                if self.writer.send(response).await.is_err() {
+                    return Ok(GONE);
+                }
             }
             tokio::select! {
-                request = requests.message() => match request? {
+                request = requests.next() => match request? {
                     Some(request) => self.request(&entry, request)?,
                     None => return Ok("the client closed it"),
                 },

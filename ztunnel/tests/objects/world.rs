@@ -545,7 +545,7 @@ async fn serve_xds(folder: &std::path::Path, models: watch::Receiver<Arc<Model>>
         tonic::transport::Server::builder()
             .tls_config(tls)
             .unwrap()
-            .add_service(service.into_server())
+            .add_service(service.into_service())
             .serve_with_incoming(TcpIncoming::from(listener))
             .await
             .unwrap();
