@@ -29,6 +29,11 @@ impl Connections {
         self.max
     }
 
+    /// Whether there may be no more at the moment.
+    pub(crate) fn is_full(&self) -> bool {
+        self.free.available_permits() == 0
+    }
+
     /// One more, if there may be.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Connection> {
         let permit = self.free.clone().try_acquire_owned().ok()?;

@@ -29,6 +29,7 @@ pub mod failure;
 mod forward;
 pub mod grpc;
 pub mod head;
+mod idle;
 pub mod ingress;
 mod judge;
 mod key_set;

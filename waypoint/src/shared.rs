@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use seine_hbone::{Pool, Settings};
+use seine_hbone::Settings;
 use seine_identity::{CertificateManager, Identity};
 use seine_telemetry::Readiness;
 use seine_workload::{GatewayAddress, GatewayDestination, Service, Store, Workload};
@@ -61,10 +61,8 @@ pub struct Shared {
 impl Shared {
     /// For a thread of its own. Called within its runtime.
     pub(crate) fn of_worker(&self) -> Self {
-        let pool = Pool::new((*self.hbone).clone());
-        let upstreams = Upstreams::new(pool, self.certificates.clone(), self.traffic.clone());
         Self {
-            upstreams,
+            upstreams: self.upstreams.beside(),
             ..self.clone()
         }
     }

@@ -3,7 +3,6 @@
 //! A connection is for one client's identity and address alone, since the destination judges whom its stream was opened
 //! for; requests of others never share it.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,28 +14,26 @@ use http::Version;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use parking_lot::Mutex;
 use seine_hbone::{
     Authority, ConnectRequest, Connected, Connector, Forwarded, Io, Pool, ProxyKind, TraceParent,
     TunnelKey,
 };
 use seine_identity::{CertificateManager, Identity};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::backend_tls::{BackendTls, Within};
 use crate::balance::InFlight;
 use crate::bind::First;
 use crate::body::Outgoing;
-use crate::connections::{Connection, Connections};
+use crate::connections::Connection;
 use crate::endpoint::{self, Endpoint, Tunnel, Wanted};
 use crate::failure::{Failure, Overload};
+use crate::idle::{IDLE, IdleConnections, Pooled, Sender};
 use crate::shared::Shared;
 use crate::trace;
 use crate::traffic::{Backend, Traffic};
 
-/// A connection that nobody used for this long is closed.
-const IDLE: Duration = Duration::from_secs(60);
 /// How long a backend that is not meshed may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long one that is closed for another may take to end.
@@ -54,7 +51,7 @@ type Opening = (u64, Option<TraceParent>);
 
 /// What requests must have in common to share a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(crate) struct Key {
     address: SocketAddr,
     tunnel: Option<Tunnel>,
     /// Of clients without an identity all: the destination judges this proxy, and is told of no other.
@@ -66,23 +63,9 @@ struct Key {
     generation: u64,
 }
 
-enum Sender {
-    One(http1::SendRequest<Outgoing>),
-    Two(http2::SendRequest<Outgoing>),
-}
-
-/// A connection, and of which limit it is.
-type Pooled = (Sender, Option<Arc<Connections>>);
-
-struct Idle {
-    sender: Sender,
-    of: Option<Arc<Connections>>,
-    since: Instant,
-}
-
 /// The connections to backends of a thread.
 pub struct Upstreams {
-    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    idle: IdleConnections,
     tunnels: Pool,
     connector: Arc<dyn Connector>,
     /// Swept together with the connections.
@@ -96,10 +79,30 @@ impl Upstreams {
         certificates: CertificateManager,
         traffic: Arc<Traffic>,
     ) -> Arc<Self> {
+        let connector = Arc::new(Dial { certificates });
+        Self::with(IdleConnections::default(), tunnels, connector, traffic)
+    }
+
+    /// The same for another thread.
+    pub(crate) fn beside(&self) -> Arc<Self> {
+        Self::with(
+            self.idle.beside(),
+            Pool::new(self.tunnels.settings().clone()),
+            self.connector.clone(),
+            self.traffic.clone(),
+        )
+    }
+
+    fn with(
+        idle: IdleConnections,
+        tunnels: Pool,
+        connector: Arc<dyn Connector>,
+        traffic: Arc<Traffic>,
+    ) -> Arc<Self> {
         let upstreams = Arc::new(Self {
-            idle: Mutex::default(),
+            idle,
             tunnels,
-            connector: Arc::new(Dial { certificates }),
+            connector,
             traffic,
         });
         let swept = Arc::downgrade(&upstreams);
@@ -109,7 +112,8 @@ impl Upstreams {
                 let Some(upstreams) = swept.upgrade() else {
                     return;
                 };
-                upstreams.sweep();
+                upstreams.traffic.sweep();
+                upstreams.idle.sweep();
             }
         });
         upstreams
@@ -198,7 +202,7 @@ impl Upstreams {
             generation,
         };
         // One that was idle may have been closed by its other end at this moment: then a new one is made.
-        while let Some(sender) = self.checkout(&key) {
+        while let Some(sender) = self.checkout(&to.backend, &key) {
             match self.exchange(&key, sender, request).await {
                 Err((_, Some(unsent))) => request = *unsent,
                 answered => return answered,
@@ -235,33 +239,24 @@ impl Upstreams {
             return Ok(Some(room));
         }
         let refused = || Failure::Overloaded(Overload::Connections(all.max()));
-        if !self.close_idle(&all) {
+        if !self.idle.close_oldest(&all) {
             return Err(refused());
         }
         let room = timeout(CLOSING, all.next()).await;
         room.map(Some).map_err(|_| refused())
     }
 
-    /// Closes the connection of these that has been idle for longest, if there is one.
-    fn close_idle(&self, all: &Arc<Connections>) -> bool {
-        let is_of = |idle: &Idle| idle.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, all));
-        // Of HTTP/2 nobody here knows whether it is idle.
-        let is_one = |idle: &Idle| matches!(idle.sender, Sender::One(_)) && idle.is_ready();
-        let mut pool = self.idle.lock();
-        let lists = pool.iter();
-        let idle = lists.flat_map(|(key, list)| {
-            let here = list.iter().enumerate();
-            let ready = here.filter(|(_, idle)| is_of(idle) && is_one(idle));
-            ready
-                .map(|(place, idle)| (idle.since, key.clone(), place))
-                .collect::<Vec<_>>()
-        });
-        let oldest = idle.min_by_key(|(since, ..)| *since);
-        let Some((_, key, place)) = oldest else {
-            return false;
-        };
-        let list = pool.get_mut(&key);
-        list.map(|list| list.swap_remove(place)).is_some()
+    /// A connection that waits: one of this thread's, unless there may be no more than there are.
+    fn checkout(&self, backend: &Backend, key: &Key) -> Option<Pooled> {
+        let own = self.idle.checkout(key);
+        own.or_else(|| {
+            let full = backend
+                .rules()
+                .connections
+                .as_ref()
+                .is_some_and(|all| all.is_full());
+            full.then(|| self.idle.checkout_anywhere(key)).flatten()
+        })
     }
 
     async fn exchange(
@@ -277,39 +272,14 @@ impl Upstreams {
             }
             Sender::Two(mut sender) => {
                 // One that others share is in the pool while it is used.
-                self.put_back(key, (Sender::Two(sender.clone()), of));
+                self.idle.put_back(key, (Sender::Two(sender.clone()), of));
                 return sender.try_send_request(request).await.map_err(failed);
             }
         };
         let response = answer.map_err(failed)?;
         // It is ready again only when the answer's body was read.
-        self.put_back(key, (sender, of));
+        self.idle.put_back(key, (sender, of));
         Ok(response)
-    }
-
-    fn checkout(&self, key: &Key) -> Option<Pooled> {
-        let mut idle = self.idle.lock();
-        let list = idle.get_mut(key)?;
-        list.retain(|idle| !idle.is_closed());
-        let ready = list.iter().position(Idle::is_ready)?;
-        let Idle { sender, of, .. } = list.swap_remove(ready);
-        Some((sender, of))
-    }
-
-    fn put_back(&self, key: &Key, (sender, of): Pooled) {
-        let since = Instant::now();
-        let mut idle = self.idle.lock();
-        idle.entry(key.clone())
-            .or_default()
-            .push(Idle { sender, of, since });
-    }
-
-    fn sweep(&self) {
-        self.traffic.sweep();
-        self.idle.lock().retain(|_, list| {
-            list.retain(|idle| !idle.is_closed() && idle.since.elapsed() < IDLE);
-            !list.is_empty()
-        });
     }
 
     async fn connect(
@@ -381,22 +351,6 @@ impl Upstreams {
     }
 }
 
-impl Idle {
-    fn is_closed(&self) -> bool {
-        match &self.sender {
-            Sender::One(sender) => sender.is_closed(),
-            Sender::Two(sender) => sender.is_closed(),
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        match &self.sender {
-            Sender::One(sender) => sender.is_ready(),
-            Sender::Two(sender) => sender.is_ready(),
-        }
-    }
-}
-
 fn failed(mut error: hyper::client::conn::TrySendError<Request>) -> Unanswered {
     let unsent = error.take_message().map(Box::new);
     (Failure::Upstream(error.into_error()), unsent)
@@ -443,5 +397,48 @@ impl Connector for Dial {
                 turn: None,
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connections::Connections;
+    use tokio::io::duplex;
+
+    async fn one() -> http1::SendRequest<Outgoing> {
+        let (near, far) = duplex(1024);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(async move { drop((connection.await, far)) });
+        sender.ready().await.unwrap();
+        sender
+    }
+
+    #[tokio::test]
+    async fn what_waits_at_another_thread_is_used_or_closed_where_there_may_be_no_more() {
+        let key = Key {
+            address: "10.0.0.1:80".parse().unwrap(),
+            tunnel: None,
+            first: None,
+            two: false,
+            tls: None,
+            generation: 0,
+        };
+        let limit = Arc::new(Connections::new(1));
+        let permit = limit.take().unwrap();
+        assert!(limit.is_full());
+        let here = IdleConnections::default();
+        let there = here.beside();
+        there.put_back(&key, (Sender::One(one().await), Some(limit.clone())));
+        assert!(here.checkout(&key).is_none());
+        let pooled = here.checkout_anywhere(&key).unwrap();
+        assert!(there.checkout(&key).is_none());
+        here.put_back(&key, pooled);
+        let other = Arc::new(Connections::new(1));
+        assert!(!there.close_oldest(&other), "it is of another limit");
+        assert!(there.close_oldest(&limit));
+        assert!(here.checkout(&key).is_none());
+        drop(permit);
+        assert!(!limit.is_full());
     }
 }
